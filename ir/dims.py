@@ -1,0 +1,536 @@
+"""Integer expressions over named symbols: tensor dimensions, and the indices of loops.
+
+A dimension is an ``int`` or a ``Dim``: a polynomial with integer coefficients whose atoms are symbols
+(``n``, or a loop variable) and calls of ``floordiv``, ``mod``, ``min``, ``max`` and ``bcast``. Every
+function here takes either and returns an ``int`` whenever the result is constant, so static shapes never
+meet this class. Equal expressions in canonical form compare equal; what is not canonical (division,
+min, max) is simplified where ranges prove it.
+
+``floordiv`` and ``mod`` round towards minus infinity, as Python's ``//`` and ``%``. ``bcast(a, b)`` is the
+extent that broadcasting a and b gives: b where a is 1, else a.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from tcompile.errors import Error
+
+
+class DimError(Error):
+    """An expression that cannot be evaluated or parsed."""
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """An atom: a named integer."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Call:
+    """An atom: a function of expressions that is no polynomial."""
+
+    fn: str
+    args: tuple[DimLike, ...]
+
+    @cached_property
+    def text(self) -> str:
+        return f"{self.fn}({', '.join(map(str, self.args))})"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+Atom = Symbol | Call
+Monomial = tuple[Atom, ...]  # sorted by text; a power is a repeated atom; () is the constant term
+
+
+class Dim:
+    """A polynomial over atoms, never constant. Build one with ``symbol`` and operators."""
+
+    __slots__ = ("terms", "_hash", "_text")
+
+    def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
+        self.terms = terms
+        self._hash = hash(terms)
+        self._text: str | None = None
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Dim) and self._hash == other._hash and self.terms == other.terms
+
+    def __str__(self) -> str:
+        if self._text is None:
+            self._text = _format(self.terms)
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"Dim({self})"
+
+    def __reduce__(self):
+        return (Dim, (self.terms,))
+
+    def __bool__(self) -> bool:
+        raise DimError(f"the truth of the symbolic dimension {self} is not known at compile time")
+
+    def __add__(self, other: DimLike) -> DimLike:
+        return _polynomial((*self.terms, *_terms(other)))
+
+    def __neg__(self) -> DimLike:
+        return Dim(tuple((monomial, -factor) for monomial, factor in self.terms))
+
+    def __sub__(self, other: DimLike) -> DimLike:
+        return self + -other
+
+    def __rsub__(self, other: DimLike) -> DimLike:
+        return -self + other
+
+    def __mul__(self, other: DimLike) -> DimLike:
+        return _polynomial(
+            (_merge(a, b), x * y) for a, x in self.terms for b, y in _terms(other)
+        )
+
+    def __floordiv__(self, other: DimLike) -> DimLike:
+        return floordiv(self, other)
+
+    def __rfloordiv__(self, other: DimLike) -> DimLike:
+        return floordiv(other, self)
+
+    def __mod__(self, other: DimLike) -> DimLike:
+        return mod(self, other)
+
+    def __rmod__(self, other: DimLike) -> DimLike:
+        return mod(other, self)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+
+DimLike = int | Dim
+Shape = tuple[DimLike, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values a symbol may take, both ends included; ``hi`` None is unbounded. Ends may be symbolic."""
+
+    lo: DimLike = 0
+    hi: DimLike | None = None
+
+
+Ranges = Mapping[str, Range]
+
+
+def symbol(name: str) -> Dim:
+    """The expression that is the symbol ``name``."""
+    return Dim((((Symbol(name),), 1),))
+
+
+def product(dims: Iterable[DimLike]) -> DimLike:
+    """The product of dimensions; 1 of none."""
+    return math.prod(dims)
+
+
+def floordiv(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> DimLike:
+    """a // b; what b divides exactly leaves the call, and a remainder proved in [0, b) is dropped."""
+    _refuse_zero(b)
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b
+    if b == 1:
+        return a
+    quotient, rest = _divide(a, b)
+    if _within(rest, b, ranges):
+        return quotient
+    if isinstance(rest, int) and isinstance(b, int):
+        return quotient + rest // b
+    if isinstance(b, int) and isinstance(rest, Dim):
+        # (g*x + r) // (g*c) == (x + r//g) // c
+        g = math.gcd(b, *(factor for monomial, factor in rest.terms if monomial))
+        if g > 1:
+            return quotient + floordiv(_exact(rest, g), b // g, ranges)
+        nested = _only_atom(rest, "floordiv")
+        if nested is not None and isinstance(nested.args[1], int):
+            return quotient + floordiv(nested.args[0], nested.args[1] * b, ranges)
+    return quotient + _atom("floordiv", rest, b)
+
+
+def mod(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> DimLike:
+    """a % b, which for b > 0 is in [0, b)."""
+    _refuse_zero(b)
+    if isinstance(a, int) and isinstance(b, int):
+        return a % b
+    if b == 1:
+        return 0
+    rest = _divide(a, b)[1]
+    if _within(rest, b, ranges):
+        return rest
+    if isinstance(rest, int) and isinstance(b, int):
+        return rest % b
+    if isinstance(b, int) and isinstance(rest, Dim):
+        # (g*x + r) % (g*c) == g*((x + r//g) % c) + r%g
+        g = math.gcd(b, *(factor for monomial, factor in rest.terms if monomial))
+        if g > 1:
+            return mod(_exact(rest, g), b // g, ranges) * g + _constant(rest) % g
+    return _atom("mod", rest, b)
+
+
+def ceildiv(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> DimLike:
+    """The smallest integer not below a / b, for b > 0."""
+    return floordiv(a + b - 1, b, ranges)
+
+
+def minimum(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> DimLike:
+    """The smaller of two expressions."""
+    if nonnegative(b - a, ranges):
+        return a
+    if nonnegative(a - b, ranges):
+        return b
+    return _atom("min", *sorted((a, b), key=str))
+
+
+def maximum(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> DimLike:
+    """The larger of two expressions."""
+    if nonnegative(a - b, ranges):
+        return a
+    if nonnegative(b - a, ranges):
+        return b
+    return _atom("max", *sorted((a, b), key=str))
+
+
+def bcast(a: DimLike, b: DimLike) -> DimLike:
+    """The extent of broadcasting extents a and b. Raises DimError where they can never agree."""
+    if a == b or b == 1:
+        return a
+    if a == 1:
+        return b
+    if isinstance(a, int) and isinstance(b, int):
+        raise DimError(f"cannot broadcast extents {a} and {b}", hint="they must be equal, or one of them 1")
+    if isinstance(a, int):
+        return a  # b is a or 1; checked when it runs
+    if isinstance(b, int):
+        return b
+    return _atom("bcast", *sorted((a, b), key=str))
+
+
+_FUNCTIONS = {"floordiv": floordiv, "mod": mod, "min": minimum, "max": maximum, "bcast": bcast}
+
+
+def symbols(d: DimLike) -> frozenset[str]:
+    """Names of all symbols of an expression."""
+    if isinstance(d, int):
+        return frozenset()
+    return frozenset().union(*(_atom_symbols(atom) for monomial, _ in d.terms for atom in monomial))
+
+
+def shape_symbols(shape: Iterable[DimLike]) -> frozenset[str]:
+    """Names of all symbols of a shape."""
+    return frozenset().union(*map(symbols, shape))
+
+
+def substitute(d: DimLike, values: Mapping[str, DimLike], ranges: Ranges | None = None) -> DimLike:
+    """The expression with symbols replaced, simplified anew under ``ranges``."""
+    if isinstance(d, int):
+        return d
+
+    def atom_value(atom: Atom) -> DimLike:
+        if isinstance(atom, Symbol):
+            return values[atom.name] if atom.name in values else Dim((((atom,), 1),))
+        args = [substitute(arg, values, ranges) for arg in atom.args]
+        return bcast(*args) if atom.fn == "bcast" else _FUNCTIONS[atom.fn](*args, ranges)
+
+    total: DimLike = 0
+    for monomial, factor in d.terms:
+        total = total + product(map(atom_value, monomial)) * factor
+    return total
+
+
+def simplify(d: DimLike, ranges: Ranges) -> DimLike:
+    """The expression, its divisions, minima and maxima resolved where ``ranges`` prove it."""
+    return substitute(d, {}, ranges)
+
+
+def evaluate(d: DimLike, values: Mapping[str, int]) -> int:
+    """The value with every symbol given. Raises DimError for a missing one, or a division by zero."""
+    missing = symbols(d) - values.keys()
+    if missing:
+        raise DimError(f"no value for the symbol {sorted(missing)[0]} of {d}")
+    result = substitute(d, values)
+    assert isinstance(result, int), result
+    return result
+
+
+def nonnegative(d: DimLike, ranges: Ranges | None = None) -> bool:
+    """Whether d >= 0 is proved for all symbols in their ranges (a symbol without a range is >= 0)."""
+    if isinstance(d, int):
+        return d >= 0
+    low = lower_bound(d, ranges or {})
+    return isinstance(low, int) and low >= 0
+
+
+def lower_bound(d: DimLike, ranges: Ranges) -> int | None:
+    """A constant that d is never below, or None."""
+    return _bound(d, ranges, upper=False)
+
+
+def upper_bound(d: DimLike, ranges: Ranges) -> int | None:
+    """A constant that d is never above, or None."""
+    return _bound(d, ranges, upper=True)
+
+
+def linear(d: DimLike, name: str) -> tuple[DimLike, DimLike] | None:
+    """(factor, rest) with d == factor * name + rest and neither using ``name``; None where d is not linear."""
+    if isinstance(d, int):
+        return 0, d
+    factor, rest = [], []
+    for monomial, scale in d.terms:
+        here = [atom for atom in monomial if name in _atom_symbols(atom)]
+        if not here:
+            rest.append((monomial, scale))
+        elif len(here) == 1 and here[0] == Symbol(name):
+            factor.append((tuple(atom for atom in monomial if atom != here[0]), scale))
+        else:
+            return None
+    return _polynomial(factor), _polynomial(rest)
+
+
+def parse(text: str) -> DimLike:
+    """The expression that ``str`` wrote, or that a user did: ``2*n + floordiv(m, 4) - 1``; // and % work too."""
+    try:
+        return _parse(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DimError(f"cannot read the dimension {text!r}", hint="write it like 2*n + 1") from error
+
+
+def _parse(node: ast.expr) -> DimLike:
+    match node:
+        case ast.Constant(value=int(value)) if not isinstance(value, bool):
+            return value
+        case ast.Name(id=name):
+            return symbol(name)
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_parse(operand)
+        case ast.BinOp(left=left, op=op, right=right):
+            return _OPERATORS[type(op)](_parse(left), _parse(right))
+        case ast.Call(func=ast.Name(id=fn), args=args):
+            return _FUNCTIONS[fn](*map(_parse, args))
+    raise ValueError(ast.dump(node))
+
+
+_OPERATORS = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.FloorDiv: floordiv,
+    ast.Mod: mod,
+}
+
+
+def _refuse_zero(b: DimLike) -> None:
+    if isinstance(b, int) and b == 0:
+        raise DimError("division of a dimension by zero")
+
+
+def _terms(d: DimLike) -> tuple[tuple[Monomial, int], ...]:
+    if isinstance(d, Dim):
+        return d.terms
+    return (((), int(d)),) if d else ()
+
+
+def _polynomial(terms: Iterable[tuple[Monomial, int]]) -> DimLike:
+    total: dict[Monomial, int] = {}
+    for monomial, factor in terms:
+        total[monomial] = total.get(monomial, 0) + factor
+    kept = [(monomial, factor) for monomial, factor in total.items() if factor]
+    if not kept:
+        return 0
+    if len(kept) == 1 and not kept[0][0]:
+        return kept[0][1]
+    # j*(x//j) + x%j == x keeps flattened indices readable; the constant stands last
+    kept.sort(key=lambda term: (not term[0], -len(term[0]), [str(atom) for atom in term[0]]))
+    return Dim(tuple(kept))
+
+
+def _merge(a: Monomial, b: Monomial) -> Monomial:
+    return tuple(sorted((*a, *b), key=str)) if a and b else a or b
+
+
+def _atom(fn: str, *args: DimLike) -> Dim:
+    return Dim((((Call(fn, args),), 1),))
+
+
+def _atom_symbols(atom: Atom) -> frozenset[str]:
+    return frozenset((atom.name,)) if isinstance(atom, Symbol) else shape_symbols(atom.args)
+
+
+def _only_atom(d: Dim, fn: str) -> Call | None:
+    if len(d.terms) == 1 and d.terms[0][1] == 1 and len(d.terms[0][0]) == 1:
+        atom = d.terms[0][0][0]
+        if isinstance(atom, Call) and atom.fn == fn:
+            return atom
+    return None
+
+
+def _constant(d: DimLike) -> int:
+    return d if isinstance(d, int) else dict(d.terms).get((), 0)
+
+
+def _exact(d: Dim, g: int) -> DimLike:
+    """(d - d_constant % g) / g, for a d whose other coefficients g divides."""
+    return _polynomial((monomial, factor // g) for monomial, factor in d.terms)
+
+
+def _divide(a: DimLike, b: DimLike) -> tuple[DimLike, DimLike]:
+    """(q, r) with a == q*b + r: terms that b divides exactly go into q."""
+    divisors = _terms(b)
+    if len(divisors) != 1:
+        return _divide_polynomial(a, b)
+    divisor, scale = divisors[0]
+    quotient, rest = [], []
+    for monomial, factor in _terms(a):
+        left = list(monomial)
+        for atom in divisor:
+            if atom in left:
+                left.remove(atom)
+            else:
+                break
+        else:
+            if factor % scale == 0:
+                quotient.append((tuple(left), factor // scale))
+                continue
+            if not divisor and not monomial:
+                quotient.append(((), factor // scale))
+                rest.append(((), factor % scale))
+                continue
+        rest.append((monomial, factor))
+    return _polynomial(quotient), _polynomial(rest)
+
+
+def _divide_polynomial(a: DimLike, b: Dim) -> tuple[DimLike, DimLike]:
+    """Division by a sum: exact multiples only, found by the leading term."""
+    quotient: DimLike = 0
+    rest = a
+    lead, scale = b.terms[0]
+    for monomial, factor in _terms(a):
+        left = list(monomial)
+        if factor % scale == 0 and all(atom in left and not left.remove(atom) for atom in lead):
+            step = _polynomial([(tuple(left), factor // scale)])
+            if len(_terms(rest - step * b)) < len(_terms(rest)):
+                quotient, rest = quotient + step, rest - step * b
+    return quotient, rest
+
+
+def _within(rest: DimLike, b: DimLike, ranges: Ranges | None) -> bool:
+    """Whether 0 <= rest < b is proved."""
+    return nonnegative(rest, ranges) and nonnegative(b - 1 - rest, ranges)
+
+
+def _bound(d: DimLike, ranges: Ranges, *, upper: bool, depth: int = 0) -> int | None:
+    """Bounds each term: variables with symbolic ends are replaced by an end first, so that i < n cancels n."""
+    if isinstance(d, int):
+        return d
+    if depth < 8:
+        for monomial, factor in d.terms:
+            for atom in monomial:
+                end = _symbolic_end(atom, ranges, (factor > 0) == upper)
+                if end is None or not _others_nonnegative(monomial, atom, ranges):
+                    continue
+                replaced = d - _polynomial([(monomial, factor)])
+                rest = list(monomial)
+                rest.remove(atom)
+                replaced = replaced + _polynomial([(tuple(rest), factor)]) * end
+                return _bound(replaced, ranges, upper=upper, depth=depth + 1)
+    total = 0
+    for monomial, factor in d.terms:
+        bound = _monomial_bound(monomial, ranges, (factor > 0) == upper)
+        if bound is None:
+            return None
+        total += factor * bound
+    return total
+
+
+def _symbolic_end(atom: Atom, ranges: Ranges, upper: bool) -> DimLike | None:
+    """The end of an atom's range, where it is an expression."""
+    end: DimLike | None = None
+    if isinstance(atom, Symbol):
+        known = ranges.get(atom.name, Range())
+        end = known.hi if upper else known.lo
+    elif atom.fn == "mod" and upper and nonnegative(atom.args[1] - 1, ranges):
+        end = atom.args[1] - 1
+    elif atom.fn == "floordiv" and upper and isinstance(atom.args[1], int) and atom.args[1] > 1:
+        return None
+    elif atom.fn == "min" and upper:
+        end = next((arg for arg in atom.args if isinstance(arg, Dim)), None)
+    elif atom.fn == "max" and not upper:
+        end = next((arg for arg in atom.args if isinstance(arg, Dim)), None)
+    return end if isinstance(end, Dim) else None
+
+
+def _others_nonnegative(monomial: Monomial, atom: Atom, ranges: Ranges) -> bool:
+    others = list(monomial)
+    others.remove(atom)
+    return all((_atom_bound(other, ranges, upper=False) or 0) >= 0 and _atom_bound(other, ranges, upper=False) is not None for other in others)
+
+
+def _monomial_bound(monomial: Monomial, ranges: Ranges, upper: bool) -> int | None:
+    lows = [_atom_bound(atom, ranges, upper=False) for atom in monomial]
+    if len(monomial) == 1:
+        return _atom_bound(monomial[0], ranges, upper=upper)
+    if any(low is None or low < 0 for low in lows):
+        return None
+    if not upper:
+        return math.prod(lows)
+    highs = [_atom_bound(atom, ranges, upper=True) for atom in monomial]
+    return None if any(high is None for high in highs) else math.prod(highs)
+
+
+def _atom_bound(atom: Atom, ranges: Ranges, *, upper: bool) -> int | None:
+    if isinstance(atom, Symbol):
+        known = ranges.get(atom.name, Range())
+        end = known.hi if upper else known.lo
+        return None if end is None else _bound(end, ranges, upper=upper, depth=1)
+    lows = [lower_bound(arg, ranges) for arg in atom.args]
+    highs = [upper_bound(arg, ranges) for arg in atom.args]
+    ends = highs if upper else lows
+    if atom.fn == "floordiv":
+        low, high = lows[1], highs[1]
+        if low is None or low < 1:
+            return None
+        if upper:
+            return None if highs[0] is None else highs[0] // (low if highs[0] >= 0 or high is None else high)
+        if lows[0] is None:
+            return None
+        return 0 if lows[0] >= 0 and high is None else lows[0] // (high if lows[0] >= 0 else low)
+    if atom.fn == "mod":
+        if lows[1] is None or lows[1] < 1:
+            return None
+        if not upper:
+            return 0
+        return min((end for end in (highs[0] if (lows[0] or -1) >= 0 else None, None if highs[1] is None else highs[1] - 1) if end is not None), default=None)
+    known = [end for end in ends if end is not None]
+    if atom.fn == "min":
+        return (min(known) if known else None) if upper else (min(known) if len(known) == len(ends) else None)
+    if atom.fn == "max":
+        return (max(known) if len(known) == len(ends) else None) if upper else (max(known) if known else None)
+    return (max(known) if len(known) == len(ends) else None) if upper else (min(known) if len(known) == len(ends) else None)
+
+
+def _format(terms: tuple[tuple[Monomial, int], ...]) -> str:
+    text = ""
+    for monomial, factor in terms:
+        body = "*".join(map(str, monomial))
+        size = abs(factor)
+        piece = str(size) if not monomial else body if size == 1 else f"{size}*{body}"
+        sign = "-" if factor < 0 else "+"
+        text = f"{text} {sign} {piece}" if text else f"-{piece}" if factor < 0 else piece
+    return text
