@@ -16,7 +16,7 @@ from tcompile.errors import ExecutionError, InvalidModelError
 from tcompile.ir import dims as dim
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.dtypes import DType
-from tcompile.ir.loops import Alloc, Block, Check, For, If, Kernel, Let, Load, LoopKind, Param, Space, Status, Stmt, Store, While
+from tcompile.ir.loops import Alloc, Block, Check, For, If, Kernel, Let, Load, LoopKind, Param, Status, Stmt, Store, While
 from tcompile.ir.loops_evaluate import Evaluator, compile_dim, postorder
 
 
@@ -196,11 +196,12 @@ def _fresh(dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
     if dtype.is_float:
         with np.errstate(all="ignore"):
             return np.full(shape, np.nan).astype(dtype.numpy)
-    return np.full(dtype.bytes * int(np.prod(shape, dtype=np.int64)), 1 if dtype.bits < 8 else 0x5A, np.uint8).view(dtype.numpy).reshape(shape)
+    pattern = 1 if dtype.bits < 8 else 0x5A
+    return np.full(dtype.bytes * int(np.prod(shape, dtype=np.int64)), pattern, np.uint8).view(dtype.numpy).reshape(shape)
 
 
 def _independent(loop: For, same: dict[str, str]) -> bool:
-    """Whether every element that the loop stores belongs to one lane: all accesses to its buffer use one index tuple, linear in the lane."""
+    """Whether each element the loop stores belongs to one lane: all accesses to its buffer use one index tuple, linear in the lane."""
     touched: dict[str, set[Shape]] = {}
     stored: set[str] = set()
     for stmt in walk(loop.body):
@@ -213,7 +214,7 @@ def _independent(loop: For, same: dict[str, str]) -> bool:
             name = same.get(stmt.buffer, stmt.buffer)
             stored.add(name)
             touched.setdefault(name, set()).add(stmt.indices)
-    inner = {stmt.var for stmt in walk(loop.body) if isinstance(stmt, For)} | {stmt.name for stmt in walk(loop.body) if isinstance(stmt, Let)}
+    inner = {stmt.var if isinstance(stmt, For) else stmt.name for stmt in walk(loop.body) if isinstance(stmt, For | Let)}
     return all(len(touched[name]) == 1 and _separates(next(iter(touched[name])), loop.var, inner) for name in stored)
 
 
