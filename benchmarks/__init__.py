@@ -1,0 +1,1 @@
+"""Measurements: models against peers, kernels against the machine's limits."""

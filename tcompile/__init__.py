@@ -1,7 +1,42 @@
-"""tcompile: compiles trained ONNX models into native artifacts, and runs them."""
+"""tcompile: compiles trained ONNX models into native artifacts, and runs them.
 
+    exe = tcompile.compile("model.onnx")
+    outputs = exe.run({"x": x})
+    exe.save("model.tcm")
+    exe = tcompile.load("model.tcm")  # needs NumPy only
+
+Names load on first use, so that ``tcompile.load`` never imports the compiler.
+"""
+
+from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+from tcompile.errors import ArtifactError, Error, ExecutionError, InputError, InvalidModelError, UnsupportedError
+
+__version__ = "0.1.0"
 
 _here = Path(__file__).resolve().parent
-if not (_here / "ir").is_dir():  # a checkout or editable install: the other folders stand beside this one
+if not (_here / "ir").is_dir():  # a checkout or an editable install: the other folders stand beside this one
     __path__.append(str(_here.parent))
+
+_LAZY = {"compile": "api", "check": "api", "load": "runtime", "Executable": "runtime"}
+
+__all__ = [
+    "ArtifactError",
+    "Error",
+    "Executable",
+    "ExecutionError",
+    "InputError",
+    "InvalidModelError",
+    "UnsupportedError",
+    "check",
+    "compile",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f"tcompile.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'tcompile' has no attribute {name!r}")

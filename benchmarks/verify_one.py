@@ -1,0 +1,95 @@
+"""Verifies one model of the public set; prints one JSON line with ``status`` (agrees, wrong, refused, error) and ``detail``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import tcompile
+from tcompile.accuracy import Comparison, largest_error
+from tcompile.benchmarks.model_set import Model
+from tcompile.errors import UnsupportedError
+from tcompile.verify import verify_model
+
+GOLDEN_TOLERANCE = 1e-4  # of the largest magnitude: golden data came from other float32 implementations
+UNFAITHFUL = 1e-4  # above this, a framework's export is no longer the framework's own function: compare with ONNX Runtime
+
+
+def verify_public(model: Model) -> dict:
+    """Against the float64 interpreter and ONNX Runtime, and golden data where there is some."""
+    inputs, golden = golden_data(model)
+    rows = verify_model(str(model.path), sizes=model.inputs.sizes, inputs=inputs, draws=model.inputs.draws)
+    worst = max(rows, key=lambda row: row.error / max(row.largest, 1e-30))
+    detail = f"error {worst.error:.2g} of {worst.largest:.3g}, ONNX Runtime's {'-' if worst.peer_error is None else f'{worst.peer_error:.2g}'}"
+    agrees = all(row.agrees for row in rows)
+    if golden:
+        executable = tcompile.compile(str(model.path))
+        error, largest = largest_error(next(iter(executable.run(inputs).values())), golden[0])
+        agrees = agrees and error <= GOLDEN_TOLERANCE * largest
+        detail += f", golden {error:.2g} of {largest:.3g}"
+    return {"status": "agrees" if agrees else "wrong", "detail": detail if agrees else f"{detail}; {wrong_outputs(rows)}"}
+
+
+def wrong_outputs(rows: list[Comparison]) -> str:
+    """The names of outputs that do not agree."""
+    return "wrong: " + ", ".join(row.output for row in rows if not row.agrees)
+
+
+def golden_data(model: Model) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """Recorded inputs and outputs of a trained model, where the set has some."""
+    import onnx
+    from onnx import numpy_helper
+
+    folders = {"mnist_cntk": "mnist", "super_resolution": "super_resolution"}
+    if model.name in folders:
+        folder = model.path.parent / "testdata" / folders[model.name]
+        name = onnx.load(model.path).graph.input[0].name
+        read = lambda stem: numpy_helper.to_array(onnx.load_tensor(str(folder / f"{stem}_0.pb")))  # noqa: E731
+        return {name: read("input")}, [read("output")]
+    recorded = model.path.with_suffix(".io.npz")
+    if recorded.exists():
+        with np.load(recorded) as data:
+            return {"input": data["input"]}, [data[name] for name in data if name != "input"]
+    return {}, []
+
+
+def verify_framework(model: Model) -> dict:
+    """Against the outputs that the framework itself gave (ONNX Runtime's where the exporter was unfaithful)."""
+    with np.load(model.path.with_suffix(".npz"), allow_pickle=True) as data:
+        inputs = {name.removeprefix("in."): data[name] for name in data if name.startswith("in.")}
+        expected = [data[f"out.{k}"] for k in range(sum(name.startswith("out.") for name in data))]
+        peer = [data[f"ort.{k}"] if f"ort.{k}" in data else array for k, array in enumerate(expected)]
+    executable = tcompile.compile(str(model.path))
+    got = list(executable.run({spec.name: inputs[spec.name] for spec in executable.inputs}).values())
+    worst = 0.0
+    for mine, theirs, orts in zip(got, expected, peer, strict=True):
+        if theirs.dtype.kind in "OU":
+            return {"status": "error", "detail": "string outputs cannot be compared"}
+        gap = relative(theirs, orts)
+        worst = max(worst, relative(mine, orts if gap > UNFAITHFUL else theirs))
+    return {"status": "agrees" if worst <= 1e-4 else "wrong", "detail": f"error {worst:.2g} of the largest value"}
+
+
+def relative(got: np.ndarray, expected: np.ndarray) -> float:
+    """The largest error over the largest magnitude (over 1e-6 where that is smaller)."""
+    error, largest = largest_error(np.asarray(got), np.asarray(expected))
+    return error / max(largest, 1e-6)
+
+
+def main() -> None:
+    """Prints the result."""
+    model = Model(Path(sys.argv[1]), sys.argv[2])
+    try:
+        result = verify_framework(model) if model.group == "frameworks" else verify_public(model)
+    except UnsupportedError as error:
+        result = {"status": "refused", "detail": " ".join(str(error).split())[:400]}
+    except Exception as error:
+        result = {"status": "error", "detail": f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

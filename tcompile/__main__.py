@@ -1,0 +1,3 @@
+from tcompile.cli import main
+
+main()

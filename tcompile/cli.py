@@ -1,0 +1,287 @@
+"""The command line: ``tcompile compile | run | check | verify | inspect | demo``.
+
+Exit status: 0 done; 1 an error; 2 wrong usage; 3 ``check`` found something unsupported; 4 ``verify`` found a wrong answer.
+Results go to standard output (``--json`` for machines), progress and errors to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+import tcompile
+from tcompile.errors import Error, InputError, UnsupportedError
+
+UNSUPPORTED, WRONG_ANSWER = 3, 4
+errors = Console(stderr=True, highlight=False)
+console = Console(highlight=False)
+
+
+class Reporter(click.Group):
+    """Turns every ``tcompile.Error`` into one message and an exit status."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except (Error, OSError, MemoryError) as error:
+            errors.print(f"error: {error or type(error).__name__}", style="red", markup=False)
+            ctx.exit(UNSUPPORTED if isinstance(error, UnsupportedError) else 1)
+
+
+class ProgressBars:
+    """The pipeline's progress as bars on standard error; nothing is drawn where that is no terminal."""
+
+    def __init__(self, bars: Bars) -> None:
+        self.bars = bars
+        self.task = None
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """Ends the present bar and starts the next."""
+        self._finish()
+        self.task = self.bars.add_task(name, total=total)
+
+    def advance(self, steps: int = 1) -> None:
+        """Moves the present bar."""
+        self.bars.advance(self.task, steps)
+
+    def _finish(self) -> None:
+        if self.task is not None:
+            task = self.bars.tasks[self.task]
+            self.bars.update(self.task, total=task.total or 1, completed=task.total or 1)
+
+
+@contextmanager
+def progress_bars(quiet: bool):
+    """Bars for the time of a compile."""
+    columns = (SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bars(*columns, console=errors, disable=quiet or not errors.is_terminal) as bars:
+        progress = ProgressBars(bars)
+        yield progress
+        progress._finish()
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, list[int | str]]:
+    """``x=1..64,3,224,224`` -> {"x": ["1..64", 3, 224, 224]}."""
+    shapes = {}
+    for text in texts:
+        name, equals, extents = text.rpartition("=")
+        if not equals:
+            raise click.BadParameter(f"{text!r} is not NAME=EXTENTS", param_hint="--shape")
+        shapes[name] = [int(extent) if extent.strip().isdigit() else extent.strip() for extent in extents.split(",") if extent.strip()]
+    return shapes
+
+
+def parse_pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """``NAME=VALUE`` options as a dictionary."""
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint=option)
+        pairs[name] = value
+    return pairs
+
+
+def read_array(path: str) -> np.ndarray:
+    """A ``.npy`` file, or a raw ``.pb`` TensorProto."""
+    if path.endswith(".pb"):
+        import onnx
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(onnx.load_tensor(path))
+    try:
+        return np.load(path, allow_pickle=False)
+    except ValueError as error:
+        raise InputError(f"{path} is no NumPy array: {error}", hint="write it with numpy.save") from error
+
+
+shape_option = click.option("--shape", "shapes", multiple=True, metavar="NAME=EXTENTS", help="Fix or bound an input: x=1..64,3,224,224.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+threads_option = click.option("--threads", type=click.IntRange(1), help="Worker threads; all cores by default.")
+
+
+@click.group(cls=Reporter, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(tcompile.__version__, prog_name="tcompile")
+def main() -> None:
+    """Compiles trained ONNX models into native artifacts, and runs them."""
+
+
+@main.command(name="compile")
+@click.argument("model", type=click.Path(exists=True, dir_okay=False))
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="The artifact; MODEL with .tcm by default.")
+@click.option("--target", default="native", show_default=True, help="native, x86-64-v3, x86-64-v4, aarch64.")
+@shape_option
+@click.option("--check", "check_passes", is_flag=True, help="Interpret after every pass and name the one that changes an answer.")
+@click.option("--dump-ir", type=click.Path(file_okay=False, path_type=Path), help="Write the IR of every stage here.")
+@click.option("--stop-after", metavar="PASS", help="Stop after a pass and print the graph.")
+@click.option("--workers", type=click.IntRange(1), help="Processes that LLVM runs in.")
+@click.option("--no-cache", is_flag=True, help="Neither read nor write the kernel cache.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@json_option
+def compile_command(model, output, target, shapes, check_passes, dump_ir, stop_after, workers, no_cache, quiet, as_json) -> None:
+    """Compiles MODEL (.onnx) into an artifact (.tcm)."""
+    from tcompile import pipeline
+
+    extra = {"workers": workers} if workers else {}
+    options = pipeline.Options(check=check_passes, dump_ir=dump_ir, stop_after=stop_after, cache=not no_cache, **extra)
+    with progress_bars(quiet or as_json) as progress:
+        if stop_after:
+            from tcompile.ir.onnx_import import import_model
+            from tcompile.ir.target import named_target
+
+            graph = import_model(model, parse_shapes(shapes))
+            text = str(pipeline.optimise(graph, named_target(target), options, progress))
+            click.echo(text)
+            return
+        artifact = pipeline.compile_artifact(model, target, parse_shapes(shapes), options, progress)
+    path = Path(output) if output else Path(model).with_suffix(".tcm")
+    write_whole(path, artifact)
+    report = {"artifact": str(path), "bytes": len(artifact)}
+    click.echo(json.dumps(report) if as_json else f"{path}  {len(artifact) / 1e6:.2f} MB")
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes beside the target and renames, so that a reader never sees half a file."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(exists=True, dir_okay=False))
+@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="An input from a .npy file or a TensorProto (.pb).")
+@click.option("--output", "outputs", multiple=True, metavar="NAME=FILE", help="Write an output to a .npy file.")
+@threads_option
+@json_option
+def run(artifact, inputs, outputs, threads, as_json) -> None:
+    """Runs an ARTIFACT (or compiles and runs an .onnx file) on arrays."""
+    executable = open_model(artifact, threads)
+    results = executable.run({name: read_array(path) for name, path in parse_pairs(inputs, "--input").items()})
+    for name, path in parse_pairs(outputs, "--output").items():
+        if name not in results:
+            raise InputError(f"there is no output {name!r}", hint=f"outputs: {', '.join(results)}")
+        np.save(path, results[name])
+    if as_json:
+        click.echo(json.dumps({name: {"dtype": str(a.dtype), "shape": list(a.shape), "values": a.tolist()} for name, a in results.items()}))
+        return
+    for name, array in results.items():
+        console.print(f"[bold]{name}[/bold] {array.dtype}{list(array.shape)}")
+        console.print(np.array2string(array, threshold=40, precision=5), markup=False)
+
+
+def open_model(path: str, threads: int | None = None):
+    """Loads an artifact, or compiles an ONNX file."""
+    if path.endswith(".onnx"):
+        with progress_bars(quiet=False) as progress:
+            return tcompile.compile(path, threads=threads, progress=progress)
+    return tcompile.load(path, threads=threads)
+
+
+@main.command()
+@click.argument("model", type=click.Path(exists=True, dir_okay=False))
+@shape_option
+@json_option
+def check(model, shapes, as_json) -> None:
+    """Lists what is unsupported in MODEL, without compiling it."""
+    problems = tcompile.check(model, parse_shapes(shapes))
+    if as_json:
+        click.echo(json.dumps({"supported": not problems, "problems": [vars(problem) for problem in problems]}, default=str))
+    elif not problems:
+        click.echo(f"{model}: everything is supported")
+    else:
+        table = Table("node", "op", "opset", "dtype", "reason", "hint", title=f"{len(problems)} problems in {model}")
+        for p in problems:
+            table.add_row(p.node, f"{p.domain}.{p.op}" if p.domain else p.op, str(p.opset), str(p.dtype), p.reason, p.hint)
+        console.print(table)
+    sys.exit(UNSUPPORTED if problems else 0)
+
+
+@main.command()
+@click.argument("model", type=click.Path(exists=True, dir_okay=False))
+@shape_option
+@click.option("--size", "sizes", multiple=True, metavar="SYMBOL=N", help="The value of a symbolic dimension in the test (2 by default).")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="An input; random where not given.")
+@threads_option
+@json_option
+def verify(model, shapes, sizes, inputs, threads, as_json) -> None:
+    """Compares compiled outputs of MODEL (.onnx) with the float64 interpreter, and ONNX Runtime where it is installed."""
+    from tcompile.verify import verify_model
+
+    given = {name: read_array(path) for name, path in parse_pairs(inputs, "--input").items()}
+    symbols = {name: int(value) for name, value in parse_pairs(sizes, "--size").items()}
+    with progress_bars(quiet=as_json) as progress:
+        rows = verify_model(model, parse_shapes(shapes), symbols, given, threads=threads, progress=progress)
+    if as_json:
+        click.echo(json.dumps({"agrees": all(row.agrees for row in rows), "outputs": [vars(row) | {"agrees": row.agrees} for row in rows]}))
+    else:
+        table = Table("output", "largest value", "error", "ONNX Runtime's error", "agrees")
+        for row in rows:
+            peer = "-" if row.peer_error is None else f"{row.peer_error:.3g}"
+            table.add_row(row.output, f"{row.largest:.3g}", f"{row.error:.3g}", peer, "yes" if row.agrees else "NO")
+        console.print(table)
+    sys.exit(0 if all(row.agrees for row in rows) else WRONG_ANSWER)
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(exists=True, dir_okay=False))
+@click.option("--kernels", is_flag=True, help="List every kernel call.")
+@json_option
+def inspect(artifact, kernels, as_json) -> None:
+    """Shows an ARTIFACT's signature, target, kernels, peak memory, and what may grow at run time."""
+    report = open_model(artifact).report()
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    table = Table("", "name", "dtype", "shape")
+    for role in ("inputs", "outputs"):
+        for spec in report[role]:
+            table.add_row(role[:-1], spec["name"], spec["dtype"], f"[{', '.join(map(str, spec['shape']))}]".replace("[", r"\["))
+    console.print(table)
+    for key, value in report.items():
+        if not isinstance(value, (list, dict)):
+            console.print(f"{key}: {value}")
+    console.print(f"symbols: {report['symbols'] or 'none'}", markup=False)
+    console.print(f"may grow at run time: {', '.join(report['growing']) or 'nothing'}", markup=False)
+    if kernels:
+        listing = Table("call", "kernel", "ONNX nodes")
+        for number, call in enumerate(report["calls"]):
+            listing.add_row(str(number), call["kernel"], ", ".join(call["nodes"]))
+        console.print(listing)
+
+
+@main.command()
+@threads_option
+def demo(threads) -> None:
+    """Compiles and runs the digits classifier that ships with the package; prints predictions and accuracy."""
+    folder = Path(__file__).with_name("demo")
+    with progress_bars(quiet=False) as progress:
+        executable = tcompile.compile(folder / "digits.onnx", threads=threads, progress=progress)
+    with np.load(folder / "digits.npz") as data:
+        images, labels = data["images"], data["labels"]
+    (probabilities,) = executable.run({"images": images}).values()
+    predicted = probabilities.argmax(1)
+    for k in range(4):
+        show_digit(images[k])
+        console.print(f"predicted {predicted[k]} with probability {probabilities[k].max():.3f}; it is {labels[k]}\n")
+    console.print(f"accuracy {np.mean(predicted == labels):.1%} on {len(labels)} held-out images")
+
+
+def show_digit(image: np.ndarray) -> None:
+    """An 8x8 image of values 0..16 as characters."""
+    for row in image:
+        console.print("  " + "".join(" .:+*#@@"[min(value // 2, 7)] * 2 for value in row), markup=False)

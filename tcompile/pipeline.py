@@ -1,0 +1,163 @@
+"""The pipeline, top to bottom: ONNX -> Graph IR -> passes -> Program + Loop IR -> objects -> image -> artifact."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tcompile.errors import Error, UnsupportedError
+from tcompile.ir.graph import Graph
+from tcompile.ir.target import Target, named_target
+
+
+class Pass(Protocol):
+    """A Graph -> Graph transformation; a frozen dataclass with a name."""
+
+    name: str
+
+    def apply(self, graph: Graph) -> Graph: ...
+
+
+class Progress(Protocol):
+    """Told of each stage and of the steps done in it (kernels compiled, passes run)."""
+
+    def stage(self, name: str, total: int | None = None) -> None: ...
+
+    def advance(self, steps: int = 1) -> None: ...
+
+
+class Silent:
+    """No progress output."""
+
+    def stage(self, name: str, total: int | None = None) -> None:
+        """Nothing to show."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Nothing to show."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile.
+
+    ``check`` interprets the graph after every pass on random inputs and names the pass that changed an answer;
+    ``dump_ir`` is a directory that gets the IR of every stage; ``stop_after`` names the pass after which
+    ``optimise`` ends; ``workers`` is the number of processes that LLVM runs in; ``cache`` keeps compiled kernels.
+    """
+
+    check: bool = False
+    dump_ir: Path | None = None
+    stop_after: str | None = None
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    cache: bool = True
+
+
+def passes(target: Target) -> tuple[Pass, ...]:
+    """All passes in order. Simplification runs again after layout, which leaves packs of constants to fold."""
+    from tcompile.passes.canonicalise import Canonicalise
+    from tcompile.passes.fold import FoldConstants
+    from tcompile.passes.fuse import Fuse
+    from tcompile.passes.layout import AssignLayouts
+    from tcompile.passes.recognise import Recognise
+
+    return (
+        Canonicalise(),
+        FoldConstants(),
+        Recognise(),
+        AssignLayouts(target),
+        FoldConstants("fold-packed"),
+        Fuse(target),
+    )
+
+
+def optimise(graph: Graph, target: Target, options: Options = Options(), progress: Progress = Silent()) -> Graph:
+    """Runs the passes, verifying after each."""
+    from tcompile.ir.verify import verify
+
+    todo = passes(target)
+    if options.stop_after and options.stop_after not in {step.name for step in todo}:
+        raise UnsupportedError(f"no pass is named {options.stop_after!r}", hint=f"passes: {', '.join(step.name for step in todo)}")
+    checker = _Checker(graph) if options.check else None
+    verify(graph)
+    _dump(options, 0, "import", graph)
+    progress.stage("optimise", len(todo))
+    for number, step in enumerate(todo, 1):
+        graph = step.apply(graph)
+        with _named(step.name):
+            verify(graph)
+        _dump(options, number, step.name, graph)
+        if checker:
+            checker.compare(graph, step.name)
+        progress.advance()
+        if step.name == options.stop_after:
+            break
+    return graph
+
+
+def compile_artifact(
+    model: Any,
+    target: str | Target = "native",
+    shapes: Mapping[str, Sequence[int | str]] | None = None,
+    options: Options = Options(),
+    progress: Progress = Silent(),
+) -> bytes:
+    """The whole way: a model (path, bytes or ModelProto) to artifact bytes, the same ones every time."""
+    from tcompile.codegen.artifact import write_artifact
+    from tcompile.codegen.build import build_image
+    from tcompile.codegen.lower import lower
+    from tcompile.ir.onnx_import import import_model
+    from tcompile.ir.program_text import print_program
+    from tcompile.ir.program_verify import verify_program
+
+    if isinstance(target, str):
+        target = named_target(target)
+    progress.stage("import")
+    graph = import_model(model, shapes)
+    graph = optimise(graph, target, options, progress)
+    progress.stage("lower")
+    program = lower(graph, target)
+    verify_program(program)
+    if options.dump_ir:
+        (options.dump_ir / "99-program.txt").write_text(print_program(program))
+    image = build_image(program, target, options.workers, cache=options.cache, progress=progress)
+    progress.stage("write")
+    return write_artifact(program, image, target)
+
+
+def _dump(options: Options, number: int, name: str, graph: Graph) -> None:
+    if options.dump_ir:
+        options.dump_ir.mkdir(parents=True, exist_ok=True)
+        (options.dump_ir / f"{number:02}-{name}.txt").write_text(str(graph))
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Says which pass left an invalid graph."""
+    try:
+        yield
+    except Error as error:
+        raise Error(f"after the pass {name!r}: {error}") from error
+
+
+class _Checker:
+    """Interprets the imported graph once on random inputs, and each later stage against it."""
+
+    def __init__(self, graph: Graph) -> None:
+        from tcompile.accuracy import random_inputs
+        from tcompile.ir.interpret import interpret
+
+        self.inputs = random_inputs(graph.inputs, {})
+        self.expected = interpret(graph, self.inputs)
+
+    def compare(self, graph: Graph, name: str) -> None:
+        from tcompile.accuracy import largest_error
+        from tcompile.ir.interpret import interpret
+
+        for key, got in interpret(graph, self.inputs).items():
+            error, largest = largest_error(got, self.expected[key])
+            if not error <= 1e-4 * max(largest, 1.0):  # rewrites may reorder sums: 1e-4 of the largest value
+                raise Error(f"the pass {name!r} changed output {key!r} by {error:.3g} (largest value {largest:.3g})")

@@ -1,0 +1,260 @@
+"""ONNX's own backend suite, through saved artifacts that another process loads.
+
+    python -m tests.conformance [--only TEXT] [--jobs 2] [--update] [--verbose]
+
+Each case is compiled to artifact bytes; a runner process in which ``onnx``, ``llvmlite`` and ``tcompile.ir`` cannot be
+imported loads and runs them. Prints ``passed N of M`` and the failures by op. Exits 1 only when a case recorded in
+``conformance_passing.txt`` stops passing (``--update`` records what passes now).
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import multiprocessing
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+RECORD = Path(__file__).with_name("conformance_passing.txt")
+KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted", "real")
+RUN_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test: a model with data sets of inputs and expected outputs."""
+
+    name: str
+    kind: str
+    rtol: float
+    atol: float
+
+
+def all_cases() -> dict[str, tuple[Case, object]]:
+    """Every case of the installed onnx by name (names repeat between kinds: the kind is part of the key)."""
+    from onnx.backend.test.loader import load_model_tests
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {f"{kind}/{t.name}": (Case(t.name, kind, t.rtol, t.atol), t) for kind in KINDS for t in load_model_tests(kind=kind)}
+
+
+def load_case(test) -> tuple[onnx.ModelProto, list[tuple[list, list]]]:
+    """The model and its data sets; light models are given random inputs' names only and run for their shapes."""
+    if test.model is not None:
+        return test.model, test.data_sets
+    if test.url is not None:
+        path = Path(onnx.__file__).parent / test.url.removeprefix("onnx/")
+        model = onnx.load(path)
+        return model, [light_data(path)]
+    folder = Path(test.model_dir)
+    model = onnx.load(folder / "model.onnx")
+    sets = []
+    for data in sorted(folder.glob("test_data_set_*")):
+        sets.append((read_protos(data, "input", model.graph.input), read_protos(data, "output", model.graph.output)))
+    return model, sets
+
+
+def light_data(path: Path) -> tuple[list, list]:
+    """The inputs that onnx's runner draws for a light model, and the outputs it compares with."""
+    model = onnx.load(path)
+    initial = {tensor.name for tensor in model.graph.initializer}
+    inputs = []
+    for value in model.graph.input:
+        if value.name not in initial:
+            shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            inputs.append(np.arange(np.prod(shape), dtype=np.float32).reshape(shape) / np.prod(shape))
+    expected = onnx.TensorProto()
+    expected.ParseFromString(path.with_name(f"{path.stem}_output_0.pb").read_bytes())
+    return inputs, [numpy_helper.to_array(expected)]
+
+
+def read_protos(folder: Path, stem: str, values) -> list:
+    """Tensors, sequences or optionals of one data set, in order."""
+    result = []
+    for k, value in enumerate(values):
+        path = folder / f"{stem}_{k}.pb"
+        if not path.exists():
+            break
+        kind = value.type.WhichOneof("value")
+        proto = {"sequence_type": onnx.SequenceProto, "optional_type": onnx.OptionalProto}.get(kind, onnx.TensorProto)()
+        proto.ParseFromString(path.read_bytes())
+        convert = {"sequence_type": numpy_helper.to_list, "optional_type": numpy_helper.to_optional}.get(kind, numpy_helper.to_array)
+        result.append(convert(proto))
+    return result
+
+
+class Runner:
+    """A process that can load artifacts but not compile: it survives the crash of a case by starting anew."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen | None = None
+
+    def run(self, artifact: bytes, inputs: list) -> list[np.ndarray]:
+        """Outputs in order; raises RuntimeError with the runner's error, or with its death."""
+        if self.process is None or self.process.poll() is not None:
+            command = [sys.executable, "-m", "tests.conformance", "--runner"]
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=RECORD.parent.parent)
+        try:
+            send(self.process.stdin, (artifact, inputs))
+            ok, payload = receive(self.process.stdout)
+        except (EOFError, BrokenPipeError, struct.error) as error:
+            code = self.process.wait()
+            raise RuntimeError(f"CRASH: the run ended the process with status {code}") from error
+        if not ok:
+            raise RuntimeError(payload)
+        return payload
+
+
+def send(pipe, payload) -> None:
+    """One length-prefixed pickle."""
+    data = pickle.dumps(payload)
+    pipe.write(struct.pack("<q", len(data)) + data)
+    pipe.flush()
+
+
+def receive(pipe):
+    """Reads what ``send`` wrote; EOFError at the end."""
+    head = pipe.read(8)
+    if len(head) < 8:
+        raise EOFError
+    return pickle.loads(pipe.read(struct.unpack("<q", head)[0]))
+
+
+class Forbidden:
+    """An import hook that refuses the compiler's modules."""
+
+    names = ("onnx", "llvmlite", "tcompile.ir", "tcompile.passes", "tcompile.codegen")
+
+    def find_spec(self, name, path=None, target=None):
+        """Raises ImportError for a refused module or its children."""
+        if any(name == banned or name.startswith(banned + ".") for banned in self.names):
+            raise ImportError(f"{name} may not be imported by the runner")
+
+
+def runner() -> None:
+    """The runner's loop: artifact and inputs in, outputs out."""
+    import signal
+
+    sys.meta_path.insert(0, Forbidden())
+    import tcompile
+
+    output, sys.stdout = sys.stdout.buffer, sys.stderr
+    while True:
+        try:
+            artifact, inputs = receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        signal.alarm(RUN_SECONDS)
+        try:
+            executable = tcompile.load(artifact, threads=1)
+            named = {spec.name: np.asarray(array) for spec, array in zip(executable.inputs, inputs, strict=True)}
+            reply = True, list(executable.run(named).values())
+        except Exception as error:
+            reply = False, f"{type(error).__name__}: {error}"
+        signal.alarm(0)
+        send(output, reply)
+
+
+def judge(case: Case, got: list, expected: list) -> None:
+    """ONNX's own criterion; raises AssertionError."""
+    assert len(got) == len(expected), f"{len(got)} outputs, expected {len(expected)}"
+    for k, (a, b) in enumerate(zip(got, expected, strict=True)):
+        assert not isinstance(b, list), "a sequence output"
+        b = np.asarray(b)
+        assert a.dtype == b.dtype, f"output {k} has dtype {a.dtype}, expected {b.dtype}"
+        assert a.shape == b.shape, f"output {k} has shape {a.shape}, expected {b.shape}"
+        if b.dtype.kind in "fV" or b.dtype.name.startswith(("bfloat", "float")):
+            a, b = a.astype(np.float64), b.astype(np.float64)
+        np.testing.assert_allclose(a, b, rtol=case.rtol, atol=case.atol)
+
+
+_CASES: dict[str, tuple[Case, object]] = {}
+_RUNNER = Runner()
+
+
+def run_case(key: str) -> tuple[str, str, float]:
+    """(key, "" or why it failed, seconds)."""
+    from tcompile.pipeline import Options, compile_artifact
+
+    case, test = _CASES[key]
+    start = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, data_sets = load_case(test)
+            artifact = compile_artifact(model, options=Options(workers=1))
+            assert data_sets, "the case has no data"
+            for inputs, expected in data_sets:
+                judge(case, _RUNNER.run(artifact, list(inputs)), list(expected))
+        reason = ""
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if os.environ.get("CONFORMANCE_TRACE"):
+            traceback.print_exc()
+    return key, reason, time.perf_counter() - start
+
+
+def operators(test) -> str:
+    """The op types of a node case."""
+    return "+".join(sorted({node.op_type for node in test.model.graph.node})) if test.model is not None else "models"
+
+
+def main() -> int:
+    """Runs the suite; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="run the cases whose name contains this")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--update", action="store_true", help="record what passes now")
+    parser.add_argument("--verbose", action="store_true", help="print every failure with its reason")
+    parser.add_argument("--runner", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.runner:
+        runner()
+        return 0
+    _CASES.update(all_cases())
+    keys = [key for key in _CASES if arguments.only in key]
+    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
+        results = list(pool.map(run_case, keys, chunksize=8))
+    return report(results, arguments)
+
+
+def report(results: list[tuple[str, str, float]], arguments: argparse.Namespace) -> int:
+    """Prints the figures; 1 where a recorded case fails."""
+    passed = {key for key, reason, _ in results if not reason}
+    failures = Counter(operators(_CASES[key][1]) for key, reason, _ in results if reason)
+    print("\n".join(f"  {count:4}  {name}" for name, count in failures.most_common()) or "  no failures")
+    out = io.StringIO()
+    for key, reason, seconds in results:
+        if reason:
+            print(f"{key}: {reason} ({seconds:.1f} s)", file=out)
+    if arguments.verbose:
+        print(out.getvalue(), end="")
+    crashes = [key for key, reason, _ in results if "CRASH" in reason]
+    recorded = set(RECORD.read_text().split()) if RECORD.exists() else set()
+    lost = sorted((recorded & {key for key, _, _ in results}) - passed)
+    for key in lost:
+        print(f"stopped passing: {key}: {next(reason for k, reason, _ in results if k == key)}")
+    if arguments.update:
+        RECORD.write_text("\n".join(sorted(recorded - {key for key, _, _ in results} | passed)) + "\n")
+    print(f"crashes: {len(crashes)}")
+    print(f"passed {len(passed)} of {len(results)}")
+    return 1 if lost and not arguments.update else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
