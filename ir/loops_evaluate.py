@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from tcompile.errors import ExecutionError
-from tcompile.ir import elementwise
+from tcompile.ir import casts, elementwise
 from tcompile.ir.dims import Atom, Dim, DimLike, Shape, Symbol
-from tcompile.ir.dtypes import I64
+from tcompile.ir.dtypes import I64, DType
 from tcompile.ir.loops import Bitcast, Cast, Const, Expr, Index, Load, Op, Select, Var
 
 Value = Any  # a NumPy scalar or an array of one element per lane
@@ -60,6 +60,14 @@ def postorder(*roots: Expr) -> Iterator[Expr]:
 def compile_dim(expr: DimLike) -> Callable[[Values], Any]:
     """A function of the symbols' values (ints or int64 arrays) to the value of an expression; x // 0 and x % 0 are 0."""
     return eval(f"lambda v: {_python(expr)}", _FUNCTIONS)
+
+
+@lru_cache(maxsize=1024)
+def _meaning(fn: str, operand: DType) -> Callable[..., Value]:
+    """The NumPy function of an elementwise function; straight from the table where that needs no conversion."""
+    row = elementwise.TABLE[fn]
+    exact = operand.bits >= 32 and not (row.wide and operand.bits < 64) if operand.is_float else operand.bits >= 8 or operand.kind == "b"
+    return row.meaning if exact else lambda *arrays: elementwise.apply(fn, arrays)[()]
 
 
 def _python(expr: DimLike) -> str:
@@ -124,8 +132,8 @@ class Evaluator:
 
     def _evaluate(self, expr: Expr, memo: dict[int, Value]) -> Value:
         match expr:
-            case Op(fn=fn, args=args, dtype=dtype):
-                return elementwise.evaluate(fn, [memo[id(arg)] for arg in args], dtype)
+            case Op(fn=fn, args=args):
+                return _meaning(fn, args[-1].dtype)(*[memo[id(arg)] for arg in args])
             case Const():
                 return constant(expr)
             case Load():
@@ -138,9 +146,9 @@ class Evaluator:
                 chosen = np.where(memo[id(expr.cond)], memo[id(expr.then)], memo[id(expr.otherwise)])
                 return chosen.astype(expr.dtype.numpy, copy=False)[()]
             case Cast():
-                return elementwise.convert(memo[id(expr.arg)], expr.dtype, saturate=expr.saturate)[()]
+                return casts.convert(np.asarray(memo[id(expr.arg)]), expr.dtype, saturate=expr.saturate)[()]
             case Bitcast():
-                return np.asarray(memo[id(expr.arg)]).view(expr.dtype.numpy)[()]
+                return casts.bitcast(np.asarray(memo[id(expr.arg)]), expr.dtype)[()]
         raise TypeError(f"not a Loop IR expression: {expr!r}")
 
     def _load(self, load: Load, mask: Value | None) -> Value:
@@ -192,5 +200,5 @@ def constant(expr: Const) -> Value:
     """The NumPy scalar of a constant; integers wrap to the width of their type."""
     dtype = expr.dtype
     if dtype.is_integer:
-        return np.asarray(int(expr.value) & (2**dtype.bits - 1), np.uint64).view(np.int64).astype(dtype.numpy)[()]
+        return casts.wrap(np.asarray(int(expr.value) & (2**64 - 1), np.uint64), dtype)[()]
     return np.asarray(expr.value).astype(dtype.numpy)[()]
