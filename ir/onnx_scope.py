@@ -1,0 +1,435 @@
+"""Walking an ONNX graph: names to values, nodes to handlers, functions and subgraphs to scopes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import AttributeProto, helper
+
+from tcompile.errors import Error, InvalidModelError, UnsupportedError
+from tcompile.ir import onnx_content, onnx_model
+from tcompile.ir.dtypes import DType, from_numpy, from_onnx
+from tcompile.ir.graph import TensorType, Value
+from tcompile.ir.onnx_builder import ImportBuilder
+from tcompile.ir.onnx_context import HostConstant, Item, OpContext, OptionalValue, Region, SequenceValue
+from tcompile.ir.onnx_registry import find_handler
+
+MAX_INLINING = 64  # nested function calls; more is a cycle
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One node that cannot be imported. ``dtype`` is that of its first tensor operand, empty where there is none."""
+
+    node: str
+    op: str
+    domain: str
+    opset: int
+    dtype: str
+    reason: str
+    hint: str = ""
+    invalid: bool = False  # breaks the ONNX specification, rather than being unsupported
+
+    def __str__(self) -> str:
+        where = f"{self.domain}.{self.op}" if self.domain else self.op
+        dtype = f" on {self.dtype}" if self.dtype else ""
+        text = f"{self.node} ({where}, opset {self.opset}{dtype}): {self.reason}"
+        return f"{text} [{self.hint}]" if self.hint else text
+
+
+class Reported(Error):
+    """Raised through a handler whose subgraph failed: the problem is already in the list."""
+
+
+class _Failed:
+    """The output of a node that could not be imported."""
+
+
+FAILED = _Failed()
+
+
+@dataclass(eq=False)
+class ModelState:
+    """What all scopes of one import share."""
+
+    folder: Path | None
+    functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
+    problems: list[Problem] = field(default_factory=list)
+    names: dict[Value, str] = field(default_factory=dict)  # ONNX names, given to the values at the end
+    causes: list[Exception] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Scope:
+    """The names visible in one graph or function. A scope whose builder differs from its parent's is a region."""
+
+    state: ModelState
+    builder: ImportBuilder
+    opsets: Mapping[str, int]
+    parent: Scope | None = None
+    attributes: Mapping[str, AttributeProto] = field(default_factory=dict)  # of the function call
+    env: dict[str, Any] = field(default_factory=dict)
+    captured: dict[Value, Value] = field(default_factory=dict)  # outer value -> region input
+    depth: int = 0
+
+    # Names --------------------------------------------------------------------------------------------
+
+    def lookup(self, name: str) -> Any:
+        """The item of a name, made visible in this scope's builder. Raises InvalidModelError for an undefined name."""
+        if name in self.env:
+            return self.env[name]
+        if self.parent is None:
+            raise InvalidModelError(f"the value {name!r} is used before a node defines it", hint="nodes must be in topological order")
+        item = self.parent.lookup(name)
+        if self.builder is not self.parent.builder:
+            item = self._translate(item)
+        self.env[name] = item
+        return item
+
+    def define(self, name: str, item: Any) -> None:
+        """Binds a name. Raises InvalidModelError for the second definition of a name."""
+        if name in self.env:
+            raise InvalidModelError(f"the value {name!r} is defined twice")
+        self.env[name] = item
+        if isinstance(item, Value):
+            self.state.names.setdefault(item, name)
+
+    def _translate(self, item: Any) -> Any:
+        """An outer item as seen inside a region: a captured value, or a copy of a known one."""
+        if isinstance(item, SequenceValue):
+            return SequenceValue(tuple(map(self._translate, item.elements)), item.dtype)
+        if isinstance(item, OptionalValue):
+            return OptionalValue(None if item.element is None else self._translate(item.element))
+        if not isinstance(item, Value):
+            return item
+        if item not in self.captured:
+            content = self.parent.builder.contents.get(item)
+            if not onnx_content.is_known(content):
+                raise InvalidModelError(f"the region {self.builder.name} uses {item.name}, which it does not capture")
+            self.captured[item] = self.builder.known(content, item.dtype)
+        return self.captured[item]
+
+    # Nodes --------------------------------------------------------------------------------------------
+
+    def domain_of(self, node: onnx.NodeProto) -> str:
+        return "" if node.domain == "ai.onnx" else node.domain
+
+    def opset_of(self, node: onnx.NodeProto) -> int:
+        domain = self.domain_of(node)
+        return self.opsets.get(domain, 1)
+
+    def schema_of(self, node: onnx.NodeProto) -> onnx.defs.OpSchema | None:
+        return _schema(node.op_type, self.opset_of(node), self.domain_of(node))
+
+    def attributes_of(self, node: onnx.NodeProto) -> dict[str, AttributeProto]:
+        """The node's attributes, references to attributes of the calling function resolved."""
+        found = {}
+        for attribute in node.attribute:
+            if not attribute.ref_attr_name:
+                found[attribute.name] = attribute
+            elif attribute.ref_attr_name in self.attributes:
+                found[attribute.name] = self.attributes[attribute.ref_attr_name]
+        return found
+
+    def attribute_value(self, attribute: AttributeProto) -> Any:
+        """An attribute as a Python value; tensors as arrays, byte strings as str where they are UTF-8."""
+        match attribute.type:
+            case AttributeProto.TENSOR:
+                return onnx_model.read_tensor(attribute.t, self.state.folder)
+            case AttributeProto.SPARSE_TENSOR:
+                return onnx_model.read_sparse(attribute.sparse_tensor, self.state.folder)
+            case AttributeProto.STRING:
+                return attribute.s.decode("utf-8", "replace")
+            case AttributeProto.STRINGS:
+                return [item.decode("utf-8", "replace") for item in attribute.strings]
+            case AttributeProto.TENSORS:
+                return [onnx_model.read_tensor(tensor, self.state.folder) for tensor in attribute.tensors]
+        value = helper.get_attribute_value(attribute)
+        return list(value) if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS, AttributeProto.GRAPHS) else value
+
+    def run(self, graph: onnx.GraphProto | onnx.FunctionProto) -> None:
+        """Imports all nodes of a graph; a node that fails is noted and its outputs are marked as failed."""
+        for index, node in enumerate(graph.node):
+            self._import_node(node, node.name or f"{node.op_type} #{index}")
+
+    def call(self, op: str, inputs: Sequence[Item | None], attrs: Mapping[str, Any], outputs: int, domain: str) -> list[Item]:
+        """Imports a node that the model does not hold."""
+        names = [f"out{k}" for k in range(outputs)]
+        node = helper.make_node(op, [f"in{k}" if item is not None else "" for k, item in enumerate(inputs)], names, domain=domain, **attrs)
+        return self._outputs(node, list(inputs), op)
+
+    def _import_node(self, node: onnx.NodeProto, label: str) -> None:
+        outer = self.builder.source
+        self.builder.source = (*outer, label)
+        inputs: list[Any] = []
+        items: Sequence[Any] = ()
+        try:
+            inputs = [self.lookup(name) if name else None for name in node.input]
+            items = self._checked_outputs(node, inputs, label)
+        except Reported:
+            pass
+        except Error as error:
+            self.note(node, label, inputs, error)
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # a malformed node that the schema check let through must not end the import of the others
+            self.note(node, label, inputs, error)
+        finally:
+            self.builder.source = outer
+        self._define_outputs(node, label, inputs, items)
+
+    def _checked_outputs(self, node: onnx.NodeProto, inputs: list[Any], label: str) -> Sequence[Any]:
+        check_node(node, self.schema_of(node), self.attributes_of(node))
+        if any(item is FAILED for item in inputs):
+            if self._importer_of(node) is None:
+                raise UnsupportedError("the operator is not supported")
+            return ()
+        return self._outputs(node, inputs, label)
+
+    def _define_outputs(self, node: onnx.NodeProto, label: str, inputs: list[Any], items: Sequence[Any]) -> None:
+        for k, name in enumerate(node.output):
+            if not name:
+                continue
+            item = items[k] if k < len(items) and items[k] is not None else FAILED
+            if item is FAILED and items:
+                self.note(node, label, inputs, UnsupportedError(f"output {k} ({name}) is not supported"))
+            try:
+                self.define(name, item)
+            except InvalidModelError as error:
+                self.note(node, label, inputs, error)
+
+    def _outputs(self, node: onnx.NodeProto, inputs: list[Any], label: str) -> Sequence[Any]:
+        importer = self._importer_of(node)
+        if importer is None:
+            raise UnsupportedError("the operator is not supported")
+        if isinstance(importer, onnx.FunctionProto):
+            return self._inline_function(importer, node, inputs)
+        while inputs and inputs[-1] is None:
+            inputs = inputs[:-1]
+        context = OpContext(self, node, inputs, label)
+        result = importer(context)
+        if result is NotImplemented:  # the handler leaves this case to the operator's own definition
+            body = _function_body(node, self.schema_of(node), self.opset_of(node), inputs)
+            if body is None:
+                raise UnsupportedError("this form of the operator is not supported")
+            return self._inline_function(body, node, inputs)
+        return tuple(result) if isinstance(result, Sequence) else (result,)
+
+    def _importer_of(self, node: onnx.NodeProto) -> Any:
+        """What imports a node: a function of the model, a handler, or the function that ONNX defines the operator by."""
+        domain = self.domain_of(node)
+        local = self.state.functions.get((domain, node.op_type, node.overload))
+        if local is not None:
+            return local
+        handler = find_handler(node.op_type, domain, self.opset_of(node))
+        if handler is not None:
+            return handler
+        schema = self.schema_of(node)
+        if schema is None or not (schema.has_function or schema.has_context_dependent_function):
+            return None
+        return lambda ctx: NotImplemented
+
+    def note(self, node: onnx.NodeProto, label: str, inputs: Sequence[Any], error: Exception) -> None:
+        dtype = next((str(item.dtype) for item in inputs if isinstance(item, Value)), "")
+        known = isinstance(error, Error)
+        reason = str(error).split("\n  hint: ")[0] if known else f"the importer failed on it: {type(error).__name__}: {error}"
+        hint = getattr(error, "hint", "")
+        invalid = isinstance(error, InvalidModelError)
+        problem = Problem(label, node.op_type, self.domain_of(node), self.opset_of(node), dtype, reason, hint, invalid)
+        if problem not in self.state.problems:
+            self.state.problems.append(problem)
+            self.state.causes.append(error)
+
+    # Functions ----------------------------------------------------------------------------------------
+
+    def _inline_function(self, function: onnx.FunctionProto, node: onnx.NodeProto, inputs: Sequence[Any]) -> list[Any]:
+        if self.depth >= MAX_INLINING:
+            raise InvalidModelError(f"the function {function.name} calls itself")
+        attributes = {attribute.name: attribute for attribute in function.attribute_proto}
+        own = self.attributes_of(node)
+        attributes.update({name: own[name] for name in (*function.attribute, *attributes) if name in own})
+        opsets = {**self.opsets, **opset_table(function.opset_import)}
+        scope = Scope(self.state, self.builder, opsets, None, attributes, depth=self.depth + 1)
+        for k, name in enumerate(function.input):
+            scope.env[name] = inputs[k] if k < len(inputs) else None
+        scope.run(function)
+        return [scope._finished(name) if name in scope.env or k < len(node.output) else None for k, name in enumerate(function.output)]
+
+    def _finished(self, name: str) -> Any:
+        """The item of an output name. Raises Reported where its node failed."""
+        item = self.lookup(name)
+        if item is FAILED:
+            raise Reported(f"{name} was not imported")
+        return item
+
+    # Subgraphs ----------------------------------------------------------------------------------------
+
+    def captured_values(self, graphs: Sequence[onnx.GraphProto]) -> list[Value]:
+        """The run-time values of this scope that graphs use freely, each once."""
+        found: dict[Value, None] = {}
+        for graph in graphs:
+            for name in free_names(graph):
+                for value in _values(self.lookup(name)):
+                    if not onnx_content.is_known(self.builder.contents.get(value)):
+                        found[value] = None
+        return list(found)
+
+    def import_region(
+        self, graph: onnx.GraphProto, name: str, inputs: Sequence[TensorType | SequenceValue | OptionalValue], captures: Sequence[Value]
+    ) -> Region:
+        """See ``OpContext.import_region``."""
+        builder = self.builder.region(graph.name or name)
+        scope = Scope(self.state, builder, self.opsets, self, self.attributes, depth=self.depth)
+        items = [_region_input(builder, info.name, item) for info, item in zip(graph.input, inputs, strict=False)]
+        explicit = list(builder.inputs)
+        for value in captures:
+            scope.captured[value] = inner = builder.input(value.name, value.dtype, value.shape)
+            content = self.builder.contents.get(value)
+            if content is not None:
+                builder.contents[inner] = content
+        outputs = scope._graph_outputs(graph, items)
+        return Region(builder, explicit, builder.inputs[len(explicit) :], outputs)
+
+    def inline(self, graph: onnx.GraphProto, inputs: Sequence[Item]) -> list[Item]:
+        """See ``OpContext.inline``."""
+        return Scope(self.state, self.builder, self.opsets, self, self.attributes, depth=self.depth)._graph_outputs(graph, inputs)
+
+    def _graph_outputs(self, graph: onnx.GraphProto, inputs: Sequence[Item]) -> list[Item]:
+        for info, item in zip(graph.input, inputs, strict=False):
+            self.define(info.name, item)
+        self.define_initializers(graph)
+        self.run(graph)
+        return [self._finished(info.name) for info in graph.output]
+
+    def define_initializers(self, graph: onnx.GraphProto) -> None:
+        """Binds the graph's constants; an input's default value gives way to the input."""
+        tensors = [(tensor.name, onnx_model.read_tensor, tensor) for tensor in graph.initializer]
+        tensors += [(sparse.values.name, onnx_model.read_sparse, sparse) for sparse in graph.sparse_initializer]
+        for name, read, tensor in tensors:
+            if name in self.env:
+                continue
+            try:
+                self.define(name, self.constant(read(tensor, self.state.folder)))
+            except Error as error:
+                self.define(name, FAILED)
+                self.note(onnx.NodeProto(op_type="initializer"), name, (), error)
+
+    def constant(self, array: Any) -> Item:
+        """A constant item: a value, or a HostConstant for strings."""
+        if array.dtype == object or array.dtype.kind in "SU":
+            return HostConstant(array)
+        return self.builder.known(array, from_numpy(array.dtype))
+
+
+def _region_input(builder: ImportBuilder, name: str, item: Any) -> Any:
+    if isinstance(item, TensorType):
+        return builder.input(name, item.dtype, item.shape)
+    if isinstance(item, SequenceValue):
+        return SequenceValue(tuple(_region_input(builder, f"{name}.{k}", element) for k, element in enumerate(item.elements)), item.dtype)
+    if isinstance(item, OptionalValue):
+        return OptionalValue(None if item.element is None else _region_input(builder, name, item.element))
+    return _region_input(builder, name, item.type)
+
+
+def _values(item: Any) -> Iterator[Value]:
+    """The tensors in an item."""
+    if isinstance(item, Value):
+        yield item
+    elif isinstance(item, SequenceValue):
+        for element in item.elements:
+            yield from _values(element)
+    elif isinstance(item, OptionalValue) and item.element is not None:
+        yield from _values(item.element)
+    elif item is FAILED:
+        raise Reported("a captured value was not imported")
+
+
+def free_names(graph: onnx.GraphProto) -> list[str]:
+    """Names that a graph uses and does not define, in order of use, those of its own subgraphs included."""
+    defined = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
+    defined |= {sparse.values.name for sparse in graph.sparse_initializer}
+    found: dict[str, None] = {}
+    for node in graph.node:
+        used = list(node.input)
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) else ():
+                used += free_names(inner)
+        found.update(dict.fromkeys(name for name in used if name and name not in defined))
+        defined.update(node.output)
+    found.update(dict.fromkeys(info.name for info in graph.output if info.name not in defined))
+    return list(found)
+
+
+# Schemas ----------------------------------------------------------------------------------------------
+
+
+def opset_table(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
+    """Opset versions by domain."""
+    return {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in imports}
+
+
+@cache
+def _schema(op: str, opset: int, domain: str) -> onnx.defs.OpSchema | None:
+    try:
+        return onnx.defs.get_schema(op, opset, domain)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def check_node(node: onnx.NodeProto, schema: onnx.defs.OpSchema | None, attributes: Mapping[str, AttributeProto]) -> None:
+    """Checks the number of operands and the attributes against the operator's schema. Raises InvalidModelError."""
+    if schema is None:
+        return
+    if schema.deprecated:
+        raise InvalidModelError(f"{node.op_type} is deprecated since opset {schema.since_version}")
+    for what, count, low, high in (
+        ("inputs", len(node.input), schema.min_input, schema.max_input),
+        ("outputs", len(node.output), schema.min_output, schema.max_output),
+    ):
+        if not low <= count <= high:
+            raise InvalidModelError(f"it has {count} {what}, and {node.op_type} takes {low if low == high else f'{low} to {high}'}")
+    for k, formal in enumerate(schema.inputs):
+        required = formal.option == onnx.defs.OpSchema.FormalParameterOption.Single
+        if required and (k >= len(node.input) or not node.input[k]):
+            raise InvalidModelError(f"its required input {formal.name} is missing")
+    for name, declared in schema.attributes.items():
+        if declared.required and name not in attributes:
+            raise InvalidModelError(f"its required attribute {name} is missing")
+        if name in attributes and int(attributes[name].type) != int(declared.type.value):
+            raise InvalidModelError(f"its attribute {name} is a {AttributeProto.AttributeType.Name(attributes[name].type)}, not a {declared.type.name}")
+
+
+def _function_body(node: onnx.NodeProto, schema: onnx.defs.OpSchema | None, opset: int, inputs: Sequence[Any]) -> onnx.FunctionProto | None:
+    """The function by which ONNX defines an operator, for this node's operands."""
+    if schema is None:
+        return None
+    if schema.has_function:
+        versions = [version for version in schema.function_opset_versions if version <= opset]
+        return schema.get_function_with_opset_version(max(versions)) if versions else None
+    versions = [version for version in schema.context_dependent_function_opset_versions if version <= opset]
+    if not versions:
+        return None
+    types = [_type_proto(item).SerializeToString() for item in inputs]
+    data = schema.get_context_dependent_function_with_opset_version(max(versions), node.SerializeToString(), types)
+    function = onnx.FunctionProto()
+    function.ParseFromString(data)
+    return function
+
+
+def _type_proto(item: Any) -> onnx.TypeProto:
+    if not isinstance(item, Value):
+        return onnx.TypeProto()
+    return helper.make_tensor_type_proto(item.dtype.onnx, [extent if isinstance(extent, int) else str(extent) for extent in item.shape])
+
+
+def element_type(info: onnx.ValueInfoProto) -> DType:
+    """The element type of a declared tensor. Raises UnsupportedError for sequences, maps and strings."""
+
+    kind = info.type.WhichOneof("value")
+    if kind != "tensor_type":
+        raise UnsupportedError(f"the value {info.name!r} is a {(kind or 'value without a type').removesuffix('_type')}, not a tensor")
+    return from_onnx(info.type.tensor_type.elem_type)
