@@ -1,0 +1,142 @@
+"""Fusion: elementwise chains, data movement, row reductions and contractions become kernels without intermediates.
+
+Runs last before lowering, on a canonical graph: what is still a node afterwards is one kernel (or, for a bare
+``reshape``, none). Each group grows from its root towards its producers; since only the root's value
+leaves a kernel and nothing else can depend on the middle of one, no cycle can arise, and the kernel stands where its
+root stood, after every symbol its members use was bound.
+
+    %a = map(%x, fn=neg)                          %b = fused(%x, %y, kind=map) {
+    %b = map(%a, %y, fn=add)            -->           %a = map(%x, fn=neg); %b = map(%a, %y, fn=add) }
+
+A producer joins when all its users are in one kernel that evaluates it about once per result element. Scalars,
+broadcasts and other cheap expressions are repeated in every kernel that reads them; everything else with several
+users is computed once and stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tcompile.ir.dims import Range
+from tcompile.ir.graph import Graph, Node
+from tcompile.passes.access import SOURCES, inlinable
+from tcompile.passes.fuse_costs import cost, estimate
+from tcompile.passes.fuse_groups import CONTRACTIONS, Group, Kind, reduces_trailing
+from tcompile.passes.fuse_regions import border_reshapes, fused_node
+
+REPEATS = 3  # kernels that may each evaluate a cheap expression rather than share a buffer
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """The pass."""
+
+    name: str = "fuse"
+
+    def apply(self, graph: Graph) -> Graph:
+        """A graph of ``fused`` nodes, bare reshapes and ops that no kernel absorbs. The argument is left alone."""
+        return _fuse(graph, graph.symbols)
+
+
+def fuse(graph: Graph) -> Graph:
+    """``Fuse().apply(graph)``."""
+    return Fuse().apply(graph)
+
+
+def _fuse(graph: Graph, symbols: dict[str, Range]) -> Graph:
+    planner = _Planner(graph, symbols)
+    groups = planner.plan()
+    positions = {node: number for number, node in enumerate(graph.nodes)}
+    placed: dict[int, list[Node]] = {}
+    for group in groups:
+        for node in _finish(group, symbols):
+            placed.setdefault(positions[group.root], []).append(node)
+    for view in planner.views:
+        placed.setdefault(positions[view], []).append(view)
+    nodes = [node for position in sorted(placed) for node in placed[position]]
+    return Graph(graph.name, graph.inputs, graph.outputs, nodes, graph.symbols, graph.output_names)
+
+
+class _Planner:
+    """Assigns every node to the kernels that evaluate it, users before producers."""
+
+    def __init__(self, graph: Graph, symbols: dict[str, Range]) -> None:
+        self.graph, self.symbols = graph, symbols
+        self.users = graph.users()
+        self.returned = set(graph.outputs)
+        self.homes: dict[Node, list[Group]] = {}  # the kernels a node is evaluated in; none: dead
+        self.groups: list[Group] = []
+        self.views: dict[Node, None] = {}  # reshapes of stored values that a group had taken
+
+    def plan(self) -> list[Group]:
+        """Groups in reverse order of their roots."""
+        for node in reversed(self.graph.nodes):
+            self._place(node)
+        for group in self.groups:
+            self.views.update(dict.fromkeys(border_reshapes(group)))
+        for view in [node for node in self.views if any(group.root is node for group in self.homes[node])]:
+            del self.views[view]  # it stands on its own already
+        return self.groups
+
+    def _place(self, node: Node) -> None:
+        if len(node.outputs) != 1 or not (inlinable(node) or node.op == "reduce" or node.op in CONTRACTIONS):
+            self._open(node, Kind.SINGLE)
+            return
+        readers = self._readers(node)
+        stored = node.output in self.returned or any(group.kind is Kind.SINGLE for group in readers)
+        homes: list[Group] = []
+        if inlinable(node) and _free(node):
+            homes = [group for group in readers if group.absorb(node)]
+            stored |= len(homes) < len(readers)
+        elif not stored and (len(readers) == 1 or (len(readers) <= REPEATS and self._repeatable(node))):
+            homes = self._join_all(node, readers)
+        self.homes[node] = homes
+        if stored or not homes:
+            self._open(node, self._own_kind(node))
+
+    def _readers(self, node: Node) -> list[Group]:
+        found: dict[Group, None] = {}
+        for value in node.outputs:
+            for user in self.users.get(value, ()):
+                found.update(dict.fromkeys(self.homes[user]))
+        return list(found)
+
+    def _join_all(self, node: Node, readers: list[Group]) -> list[Group]:
+        """All readers take the node, or none: a value that is stored anyway is read, not computed again."""
+        if len(readers) > 1 and not all(group.can_repeat(node) for group in readers):
+            return []
+        return [group for group in readers if group.absorb(node)]
+
+    def _repeatable(self, node: Node) -> bool:
+        """Cheap, and reading its operands again costs no more than reading its result."""
+        if not inlinable(node) or cost(node) > 1.0:
+            return False
+        mine = estimate(node.output.type.size, self.symbols)
+        return sum(estimate(value.type.size, self.symbols) * 8 > mine for value in node.inputs) <= 1
+
+    def _own_kind(self, node: Node) -> Kind:
+        if node.op in ("constant", "reshape"):
+            return Kind.SINGLE  # a weight, or another view of its operand's buffer
+        if inlinable(node):
+            return Kind.MAP
+        if node.op == "reduce":
+            return Kind.ROWS if reduces_trailing(node) else Kind.SINGLE
+        return Kind(CONTRACTIONS[node.op])
+
+    def _open(self, node: Node, kind: Kind) -> None:
+        group = Group(node, kind, self.symbols)
+        self.groups.append(group)
+        self.homes.setdefault(node, []).append(group)
+
+
+def _free(node: Node) -> bool:
+    """Worth no buffer whoever reads it."""
+    return node.op in SOURCES or node.op == "broadcast"
+
+
+def _finish(group: Group, symbols: dict[str, Range]) -> list[Node]:
+    if group.kind is not Kind.SINGLE:
+        return [fused_node(group)]
+    node = group.root
+    regions = tuple(_fuse(region, symbols) for region in node.regions)
+    return [Node(node.op, node.inputs, node.outputs, node.attrs, regions, node.source) if regions else node]

@@ -1,0 +1,254 @@
+"""One kernel in the making: a root, the nodes evaluated inside its loops, and which elements each value is asked for.
+
+The demand table maps a value to the set of index tuples at which the kernel evaluates it, in terms of the
+variables of the root's loops. One tuple means the value is computed once per iteration; two mean recomputation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from tcompile.ir import dims
+from tcompile.ir.dims import Range, Shape
+from tcompile.ir.graph import Node, Value
+from tcompile.passes.access import VIEWS, inlinable, iteration, operand_indices, result_index
+from tcompile.passes.fuse_costs import cost, estimate
+
+RECOMPUTE_BUDGET = 4.0  # extra work per root element that a kernel may spend rather than write and read a buffer
+MAX_MEMBERS = 64  # larger kernels gain nothing and compile slowly
+CONTRACTIONS = {
+    "dot_general": "dot", "dot_packed": "dot", "conv": "conv", "conv_blocked": "conv", "depthwise_blocked": "conv", "conv_stem": "conv",
+}  # fmt: skip
+
+
+class Kind(StrEnum):
+    """What the loops of a kernel look like; SINGLE is a node left as it is."""
+
+    MAP = "map"
+    ROWS = "rows"
+    DOT = "dot"
+    CONV = "conv"
+    SINGLE = "single"
+
+
+@dataclass(eq=False)
+class Group:
+    """The members of one kernel, found from the root upwards. ``demand`` indices use variables o0.. (output), c0.. (row) and k0.. (dot)."""
+
+    root: Node
+    kind: Kind
+    symbols: dict[str, Range]
+    members: list[Node] = field(default_factory=list)  # the root first, producers after their users
+    demand: dict[Value, set[Shape]] = field(default_factory=dict)
+    anchor: Node | None = None
+    columns: Shape | None = None  # extents of the axes that a ROWS kernel reduces
+    before_anchor: set[Node] = field(default_factory=set)
+    extra: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.index, self.variables = iteration(self.root.outputs[0].shape, "o") if self.root.outputs else ((), {})
+        self.ranges = {**self.symbols, **self.variables}
+        self.members.append(self.root)
+        if self.kind is Kind.SINGLE:
+            return
+        self.demand[self.root.output] = {self.index}
+        if self.kind is Kind.MAP:
+            self._ask_operands(self.root)
+        elif self.kind is Kind.ROWS:
+            self._start_rows(self.root)
+        else:
+            self._start_anchor(self.root)
+
+    # Joining ------------------------------------------------------------------------------------------
+
+    def absorb(self, node: Node) -> bool:
+        """Takes a node all of whose uses this kernel evaluates, if that is legal and worth it; tells whether it did."""
+        if self.kind is Kind.SINGLE or len(self.members) >= MAX_MEMBERS:
+            return False
+        if inlinable(node):
+            joined = self._absorb_view(node) if self._feeds_anchor(node) else self._absorb_expression(node)
+        elif node.op == "reduce":
+            joined = self._absorb_reduction(node)
+        else:
+            joined = node.op in CONTRACTIONS and self._absorb_contraction(node)
+        if joined:
+            self.members.append(node)
+        return joined
+
+    def can_repeat(self, node: Node) -> bool:
+        """Whether this kernel could evaluate a cheap node that others evaluate too."""
+        if self.kind is Kind.SINGLE or len(self.members) >= MAX_MEMBERS or self._feeds_anchor(node):
+            return False
+        return self.extra + self._recompute_cost(node) <= RECOMPUTE_BUDGET
+
+    def _feeds_anchor(self, node: Node) -> bool:
+        return any(node.output in member.inputs for member in self._anchored())
+
+    def _anchored(self) -> set[Node]:
+        return self.before_anchor | ({self.anchor} if self.anchor else set())
+
+    def _absorb_expression(self, node: Node) -> bool:
+        extra = self._recompute_cost(node)
+        if self.extra + extra > RECOMPUTE_BUDGET:
+            return False
+        self.extra += extra
+        self._ask_operands(node)
+        return True
+
+    def _absorb_view(self, node: Node) -> bool:
+        """A contraction reads its operands many times, so only what moves elements by affine indices is free there."""
+        if self.anchor is None or self.anchor.op != "dot_general" or node.op not in VIEWS - {"pack", "unpack"}:
+            return False
+        if any(node.output in member.inputs for member in self.members if member not in self._anchored()):
+            return False
+        asked = [pair for index in self.demand[node.output] for pair in operand_indices(node, index, self.ranges)]
+        if not all(_affine(index) for _, index in asked):
+            return False
+        self.before_anchor.add(node)
+        self._ask(asked)
+        return True
+
+    def _absorb_reduction(self, node: Node) -> bool:
+        """A reduction over trailing axes, asked for once per row of the root."""
+        if self.kind not in (Kind.MAP, Kind.ROWS) or not reduces_trailing(node):
+            return False
+        demand = self.demand[node.output]
+        if len(demand) != 1:
+            return False
+        (row,) = demand
+        extents = node.inputs[0].shape[node.output.rank :]
+        if not self._is_row(row, node.output.shape, extents):
+            return False
+        self.kind, self.columns = Kind.ROWS, extents
+        self._ask([(node.inputs[0], (*row, *self._column_index()))])
+        return True
+
+    def _is_row(self, row: Shape, shape: Shape, extents: Shape) -> bool:
+        """Whether the root's loops are exactly this row's, or this row's followed by its columns'."""
+        if self.columns is not None and self.columns != extents:
+            return False
+        variables = [str(i) for i in row if i != 0]
+        own = list(self.variables)
+        if any(str(i) != name for i, name in zip((i for i in row if i != 0), own, strict=False)):
+            return False
+        rest = own[len(variables) :]
+        if not rest:
+            return True
+        inner = tuple(extent for extent in extents if extent != 1)
+        shape = tuple(self.root.outputs[0].shape[int(name[1:])] for name in rest)
+        return shape == inner
+
+    def _column_index(self) -> Shape:
+        assert self.columns is not None
+        inner = sum(extent != 1 for extent in self.columns)
+        rest = list(self.variables)[-inner:] if inner else []
+        shape = tuple(self.root.outputs[0].shape[int(name[1:])] for name in rest)
+        if shape == tuple(extent for extent in self.columns if extent != 1):
+            names = iter(rest)
+            return tuple(0 if extent == 1 else dims.symbol(next(names)) for extent in self.columns)
+        index, ranges = iteration(self.columns, "c")
+        self.ranges.update(ranges)
+        return index
+
+    def _absorb_contraction(self, node: Node) -> bool:
+        """A contraction whose every result this kernel consumes exactly once becomes the kernel's core."""
+        if self.kind is not Kind.MAP or len(self.demand[node.output]) != 1 or not self._epilogue_is_bijective(node):
+            return False
+        self._start_anchor(node)
+        return True
+
+    def _epilogue_is_bijective(self, anchor: Node) -> bool:
+        index, ranges = iteration(anchor.output.shape, "a")
+        ranges = {**self.symbols, **ranges}
+        places: dict[Value, Shape] = {anchor.output: index}
+        for member in reversed(self.members):
+            sources = {places[value] for value in member.inputs if value in places}
+            if not sources:
+                continue
+            place = result_index(member, sources.pop(), ranges)
+            if sources or place is None:
+                return False
+            places[member.output] = place
+        root = self.root.output
+        return root in places and _contiguous(places[root], root.shape, index)
+
+    # Starting -----------------------------------------------------------------------------------------
+
+    def _start_rows(self, node: Node) -> None:
+        self.columns = node.inputs[0].shape[node.output.rank :]
+        self._ask([(node.inputs[0], (*self.index, *self._column_index()))])
+
+    def _start_anchor(self, node: Node) -> None:
+        self.kind, self.anchor = Kind(CONTRACTIONS[node.op]), node
+        if node.op == "dot_general":
+            self._ask(list(zip(node.inputs, self._dot_indices(node), strict=True)))
+        else:
+            self._ask([(operand, iteration(operand.shape, f"w{k}_")[0]) for k, operand in enumerate(node.inputs)])
+
+    def _dot_indices(self, node: Node) -> list[Shape]:
+        """The operands' indices; equal variables for axes that move together."""
+        names: list[dict[int, str]] = [{}, {}]
+        for group, letter in (("batch", "b"), ("contract", "k")):
+            for number, axes in enumerate(zip(*node.attrs[group], strict=True)):
+                for side, axis in enumerate(axes):
+                    names[side][axis] = f"{letter}{number}"
+        found = []
+        for side, operand in enumerate(node.inputs):
+            index: list[dims.DimLike] = []
+            for axis, extent in enumerate(operand.shape):
+                name = names[side].get(axis, f"{'mn'[side]}{axis}")
+                self.ranges[name] = Range(0, extent - 1)
+                index.append(0 if extent == 1 else dims.symbol(name))
+            found.append(tuple(index))
+        return found
+
+    # Demand -------------------------------------------------------------------------------------------
+
+    def _ask(self, pairs: list[tuple[Value, Shape]]) -> None:
+        for value, index in pairs:
+            self.demand.setdefault(value, set()).add(index)
+
+    def _ask_operands(self, node: Node) -> None:
+        for index in self.demand[node.output]:
+            self._ask(operand_indices(node, index, self.ranges))
+
+    def _recompute_cost(self, node: Node) -> float:
+        """Extra work per root element against computing every element of the node's result once."""
+        work = cost(node)
+        if not work:
+            return 0.0
+        total = max(estimate(self.root.output.type.size, self.symbols), 1.0)
+        evaluations = sum(self._evaluations(index) for index in self.demand[node.output])
+        return work * max(evaluations - estimate(node.output.type.size, self.symbols), 0.0) / total
+
+    def _evaluations(self, index: Shape) -> float:
+        """How often an expression of these indices runs: once per turn of the innermost root loop that it depends on."""
+        used = dims.shape_symbols(index)
+        depth = max((k + 1 for k, name in enumerate(self.variables) if name in used), default=0)
+        extents = [self.ranges[name].hi + 1 for name in list(self.variables)[:depth]]
+        extents += [self.ranges[name].hi + 1 for name in used if name not in self.variables and name in self.ranges and name[0] == "c"]
+        return estimate(dims.product(extents), self.symbols)
+
+
+def reduces_trailing(node: Node) -> bool:
+    """Whether a ``reduce`` goes over the last axes of its operand."""
+    rank = node.inputs[0].rank
+    axes = node.attrs["axes"]
+    return bool(axes) and axes == tuple(range(rank - len(axes), rank))
+
+
+def _affine(index: Shape) -> bool:
+    return not any(isinstance(atom, dims.Call) for i in index if isinstance(i, dims.Dim) for monomial, _ in i.terms for atom in monomial)
+
+
+def _contiguous(place: Shape, shape: Shape, index: Shape) -> bool:
+    """Whether neighbours along the anchor's last axis stay neighbours in the root."""
+    last = next((i for i in reversed(index) if i != 0), 0)
+    if last == 0:
+        return True
+    flat: dims.DimLike = 0
+    for i, extent in zip(place, shape, strict=True):
+        flat = flat * extent + i
+    parts = dims.linear(flat, str(last))
+    return parts is not None and parts[0] == 1
