@@ -1,0 +1,1 @@
+"""Core ops of blocked layouts. ``passes/layout.py`` makes them; no importer does."""
