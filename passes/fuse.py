@@ -17,9 +17,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tcompile.ir.access import SOURCES, inlinable
 from tcompile.ir.dims import Range
 from tcompile.ir.graph import Graph, Node
-from tcompile.passes.access import SOURCES, inlinable
+from tcompile.ir.target import Target
 from tcompile.passes.fuse_costs import cost, estimate
 from tcompile.passes.fuse_groups import CONTRACTIONS, Group, Kind, reduces_trailing
 from tcompile.passes.fuse_regions import border_reshapes, fused_node
@@ -29,18 +30,14 @@ REPEATS = 3  # kernels that may each evaluate a cheap expression rather than sha
 
 @dataclass(frozen=True)
 class Fuse:
-    """The pass."""
+    """The pass. What it fuses does not depend on the target; what a template takes does."""
 
+    target: Target
     name: str = "fuse"
 
     def apply(self, graph: Graph) -> Graph:
         """A graph of ``fused`` nodes, bare reshapes and ops that no kernel absorbs. The argument is left alone."""
         return _fuse(graph, graph.symbols)
-
-
-def fuse(graph: Graph) -> Graph:
-    """``Fuse().apply(graph)``."""
-    return Fuse().apply(graph)
 
 
 def _fuse(graph: Graph, symbols: dict[str, Range]) -> Graph:

@@ -21,7 +21,9 @@ def cost(node: Node) -> float:
     if node.op == "map":
         fn = node.attrs["fn"]
         return 1.0 if fn in _CHEAP else _MIDDLE.get(fn, _FUNCTION)
-    return {"convert": 1.0, "pad": 1.0, "concat": 1.0, "pack": 1.0, "gather": 3.0}.get(node.op, 0.0)
+    return {"convert": 1.0, "pad": 1.0, "concat": 1.0, "pack": 1.0, "gather": 3.0, "gather_elements": 3.0, "gather_nd": 4.0}.get(
+        node.op, 0.0
+    )
 
 
 def estimate(size: DimLike, symbols: dict[str, Range]) -> float:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tcompile.ir import dims
+from tcompile.ir.access import VIEWS, inlinable, iteration, operand_indices, result_index
 from tcompile.ir.dims import Range, Shape
 from tcompile.ir.graph import Node, Value
-from tcompile.passes.access import VIEWS, inlinable, iteration, operand_indices, result_index
 from tcompile.passes.fuse_costs import cost, estimate
 
 RECOMPUTE_BUDGET = 4.0  # extra work per root element that a kernel may spend rather than write and read a buffer

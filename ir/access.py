@@ -15,7 +15,7 @@ from tcompile.ir.graph import Node, Value
 ELEMENTWISE = frozenset({"map", "convert", "bitcast"})
 SOURCES = frozenset({"constant", "dim", "iota"})
 VIEWS = frozenset({"broadcast", "reshape", "transpose", "slice", "pack", "unpack"})  # every element is one of the operand's (or a zero)
-MOVEMENT = VIEWS | {"pad", "concat", "gather"}
+MOVEMENT = VIEWS | {"pad", "concat", "gather", "gather_elements", "gather_nd"}
 INLINABLE = ELEMENTWISE | SOURCES | MOVEMENT
 
 _UNKNOWN = dims.symbol("?")  # an index that is data
@@ -23,8 +23,6 @@ _UNKNOWN = dims.symbol("?")  # an index that is data
 
 def inlinable(node: Node) -> bool:
     """Whether each result element is an expression of at most one element per operand."""
-    if node.op == "pad":
-        return node.attrs["mode"] == "constant"
     if node.op == "constant":
         return node.attrs["value"].size == 1
     return node.op in INLINABLE
@@ -38,7 +36,7 @@ def operand_indices(node: Node, index: Shape, ranges: Ranges) -> list[tuple[Valu
         return []
     if node.op == "concat":
         return _concat(node, index)
-    if node.op == "gather":
+    if node.op in ("gather", "gather_elements", "gather_nd"):
         return _gather(node, index)
     data, *rest = node.inputs
     return [(data, _VIEW_INDEX[node.op](node, index, ranges)), *((scalar, ()) for scalar in rest)]
@@ -102,6 +100,8 @@ def _slice(node: Node, index: Shape, ranges: Ranges) -> Shape:
 
 
 def _pad(node: Node, index: Shape, ranges: Ranges) -> Shape:
+    if node.attrs["mode"] != "constant":
+        return tuple(i if i == 0 else _UNKNOWN for i in index)  # reflected: some element of the operand
     return tuple(i - low for i, low in zip(index, node.attrs["low"], strict=True))
 
 
@@ -136,7 +136,12 @@ def _concat(node: Node, index: Shape) -> list[tuple[Value, Shape]]:
 
 def _gather(node: Node, index: Shape) -> list[tuple[Value, Shape]]:
     data, indices = node.inputs
+    if node.op == "gather_nd":
+        unknown = (_UNKNOWN,) * (data.rank - node.attrs["batch"])
+        return [(data, (*index[: node.attrs["batch"]], *unknown)), (indices, (*index[: indices.rank - 1], _UNKNOWN))]
     axis = node.attrs["axis"]
+    if node.op == "gather_elements":
+        return [(data, (*index[:axis], _UNKNOWN, *index[axis + 1 :])), (indices, index)]
     inner = index[axis : axis + indices.rank]
     return [(data, (*index[:axis], _UNKNOWN, *index[axis + indices.rank :])), (indices, inner)]
 
