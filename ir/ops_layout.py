@@ -1,1 +1,243 @@
-"""Core ops of blocked layouts. ``passes/layout.py`` makes them; no importer does."""
+"""Core ops of blocked layouts. ``passes/layout.py`` makes them; no importer does.
+
+A blocked activation of N C spatial is N C/B spatial B (B lanes, the last block padded). ``pack`` fills the pad lanes with
+zeros; every other op writes them as it computes them, so a reader that needs zeros there says so with ``pack``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tcompile.ir import dims
+from tcompile.ir.dims import DimLike
+from tcompile.ir.graph import TensorType
+from tcompile.ir.ops_contraction import window_count
+from tcompile.ir.opspec import (
+    REGISTRY,
+    Arrays,
+    Attrs,
+    Env,
+    OpSpec,
+    RuleError,
+    Tolerance,
+    Types,
+    concrete,
+    differ,
+    need,
+    need_axis,
+    need_extents,
+    need_length,
+    register,
+)
+
+# pack, unpack -----------------------------------------------------------------------------------------------
+
+
+def _infer_pack(types: Types, attrs: Attrs, regions: object) -> Types:
+    (x,), axis, block = types, attrs["axis"], attrs["block"]
+    need_axis(axis, x.rank)
+    need(block >= 1, "a block of at least 1", block)
+    blocks = dims.ceildiv(x.shape[axis], block)
+    return (TensorType(x.dtype, (*x.shape[:axis], blocks, *x.shape[axis + 1 :], block)),)
+
+
+def _evaluate_pack(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
+    (x,), axis, block = arrays, attrs["axis"], attrs["block"]
+    blocks = -(-x.shape[axis] // block)
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, blocks * block - x.shape[axis])
+    split = np.pad(x, widths).reshape(*x.shape[:axis], blocks, block, *x.shape[axis + 1 :])
+    return (np.moveaxis(split, axis + 1, -1),)
+
+
+register(
+    OpSpec(
+        "pack",
+        "pack(x) {axis, block}: the axis becomes ceil(extent / block) blocks, its lanes a new last axis; pad lanes are zero.",
+        operands=(1, 1),
+        attrs={"axis": "int", "block": "int"},
+        infer=_infer_pack,
+        evaluate=_evaluate_pack,
+    )
+)
+
+
+def _infer_unpack(types: Types, attrs: Attrs, regions: object) -> Types:
+    (x,), axis, extent, block = types, attrs["axis"], attrs["extent"], attrs["block"]
+    need_axis(axis, x.rank - 1)
+    need(x.shape[-1] == block, f"{block} lanes", x)
+    if differ(x.shape[axis], dims.ceildiv(extent, block)):
+        raise RuleError(f"ceil({extent} / {block}) blocks", x)
+    return (TensorType(x.dtype, (*x.shape[:axis], extent, *x.shape[axis + 1 : -1])),)
+
+
+def _evaluate_unpack(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
+    (x,), axis = arrays, attrs["axis"]
+    (extent,) = concrete((attrs["extent"],), env)
+    joined = np.moveaxis(x, -1, axis + 1).reshape(*x.shape[:axis], x.shape[axis] * x.shape[-1], *x.shape[axis + 1 : -1])
+    return (joined[(slice(None),) * axis + (slice(extent),)],)
+
+
+register(
+    OpSpec(
+        "unpack",
+        "unpack(x) {axis, extent, block}: undoes pack; the axis gets ``extent`` back, pad lanes are dropped.",
+        operands=(1, 1),
+        attrs={"axis": "int", "extent": "dim", "block": "int"},
+        infer=_infer_unpack,
+        evaluate=_evaluate_unpack,
+    )
+)
+
+# dot_packed -------------------------------------------------------------------------------------------------
+
+
+def pack_panels(b: np.ndarray, width: int) -> np.ndarray:
+    """A matrix [K, N] as panels [ceil(N / width), K, width], the last one padded with zeros."""
+    terms, columns = b.shape
+    panels = -(-columns // width)
+    padded = np.pad(b, ((0, 0), (0, panels * width - columns)))
+    return np.ascontiguousarray(padded.reshape(terms, panels, width).transpose(1, 0, 2))
+
+
+def _infer_dot_packed(types: Types, attrs: Attrs, regions: object) -> Types:
+    a, b = types
+    need(a.rank >= 1 and b.rank == 3, "a [..., K] and b [panels, K, width]", f"{a}, {b}")
+    if differ(a.shape[-1], b.shape[1]):
+        raise RuleError(f"{b.shape[1]} terms", a)
+    if differ(b.shape[0], dims.ceildiv(attrs["columns"], b.shape[2])):
+        raise RuleError(f"panels of {attrs['columns']} columns", b)
+    return (TensorType(attrs["dtype"], (*a.shape[:-1], attrs["columns"])),)
+
+
+def _evaluate_dot_packed(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
+    a, b = arrays
+    matrix = b.transpose(1, 0, 2).reshape(b.shape[1], b.shape[0] * b.shape[2])[:, : attrs["columns"]]
+    plain = {"batch": ((), ()), "contract": ((a.ndim - 1,), (0,)), "dtype": attrs["dtype"]}
+    return REGISTRY["dot_general"].evaluate((a, matrix), plain, (), env)
+
+
+register(
+    OpSpec(
+        "dot_packed",
+        "dot_packed(a, b) {columns, dtype}: a [..., K] times a matrix [K, columns] stored as panels [ceil(columns / W), K, W].",
+        operands=(2, 2),
+        attrs={"columns": "int", "dtype": "dtype"},
+        infer=_infer_dot_packed,
+        evaluate=_evaluate_dot_packed,
+        tolerance=Tolerance(ulp=2, grows=True),
+    )
+)
+
+# Blocked convolutions ---------------------------------------------------------------------------------------
+
+_CONV_ATTRS = {"strides": "ints", "dilation": "ints", "dtype": "dtype"}
+
+
+def _spatial(x: tuple[DimLike, ...], kernel: tuple[DimLike, ...], attrs: Attrs) -> tuple[DimLike, ...]:
+    """The output extents of a convolution without padding."""
+    need_length("strides", attrs["strides"], len(x))
+    need_length("dilation", attrs["dilation"], len(x))
+    need_length("kernel", kernel, len(x))
+    found = tuple(window_count(n, k, s, d, 0, 0) for n, k, s, d in zip(x, kernel, attrs["strides"], attrs["dilation"], strict=True))
+    need_extents(found)
+    return found
+
+
+def _infer_conv_blocked(types: Types, attrs: Attrs, regions: object) -> Types:
+    x, w = types
+    need(x.rank >= 4 and w.rank == x.rank + 1, "x [N, I/B, spatial, B] and w [O/B, I/g/B, kernel, B, B]", f"{x}, {w}")
+    groups = attrs["groups"]
+    if differ(x.shape[1], w.shape[1] * groups) or differ(x.shape[-1], w.shape[-2]):
+        raise RuleError(f"{groups} groups of {w.shape[1]} input blocks of {w.shape[-2]}", x)
+    need(w.shape[0] % groups == 0, f"output blocks in {groups} groups", w)
+    spatial = _spatial(x.shape[2:-1], w.shape[2:-2], attrs)
+    return (TensorType(attrs["dtype"], (x.shape[0], w.shape[0], *spatial, w.shape[-1])),)
+
+
+def _evaluate_conv_blocked(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
+    x, w = arrays
+    kernel = w.ndim - 4
+    # [O/B, I/B, kernel, Bi, Bo] -> [O, I, kernel]
+    order = (0, w.ndim - 1, 1, w.ndim - 2, *range(2, 2 + kernel))
+    plain = w.transpose(order).reshape(w.shape[0] * w.shape[-1], w.shape[1] * w.shape[-2], *w.shape[2:-2])
+    return (_blocked_result(_channels_first(x), plain, attrs, env, attrs["groups"], w.shape[-1]),)
+
+
+def _channels_first(x: np.ndarray) -> np.ndarray:
+    return np.moveaxis(x, -1, 2).reshape(x.shape[0], x.shape[1] * x.shape[-1], *x.shape[2:-1])
+
+
+def _blocked_result(x: np.ndarray, w: np.ndarray, attrs: Attrs, env: Env, groups: int, block: int) -> np.ndarray:
+    nothing = (0,) * (x.ndim - 2)
+    plain = {**attrs, "lhs_dilation": (1,) * (x.ndim - 2), "low": nothing, "high": nothing, "groups": groups}
+    (out,) = REGISTRY["conv"].evaluate((x, w), plain, (), env)
+    return _evaluate_pack((out,), {"axis": 1, "block": block}, (), env)[0]
+
+
+register(
+    OpSpec(
+        "conv_blocked",
+        "conv_blocked(x, w) {strides, dilation, groups, dtype}: x [N, I/B, spatial, B] (padded), w [O/B, I/g/B, kernel, Bi, Bo].",
+        operands=(2, 2),
+        attrs={**_CONV_ATTRS, "groups": "int"},
+        infer=_infer_conv_blocked,
+        evaluate=_evaluate_conv_blocked,
+        tolerance=Tolerance(ulp=2, grows=True),
+    )
+)
+
+
+def _infer_conv_stem(types: Types, attrs: Attrs, regions: object) -> Types:
+    x, w = types
+    need(x.rank >= 3 and w.rank == x.rank + 1, "x [N, I, spatial] and w [O/B, I, kernel, B]", f"{x}, {w}")
+    if differ(x.shape[1], w.shape[1]):
+        raise RuleError(f"{w.shape[1]} input channels", x)
+    return (TensorType(attrs["dtype"], (x.shape[0], w.shape[0], *_spatial(x.shape[2:], w.shape[2:-1], attrs), w.shape[-1])),)
+
+
+def _evaluate_conv_stem(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
+    x, w = arrays
+    plain = np.moveaxis(w, -1, 1).reshape(w.shape[0] * w.shape[-1], *w.shape[1:-1])
+    return (_blocked_result(x, plain, attrs, env, 1, w.shape[-1]),)
+
+
+register(
+    OpSpec(
+        "conv_stem",
+        "conv_stem(x, w) {strides, dilation, dtype}: plain x [N, I, spatial] (padded), w [O/B, I, kernel, B], blocked result.",
+        operands=(2, 2),
+        attrs=_CONV_ATTRS,
+        infer=_infer_conv_stem,
+        evaluate=_evaluate_conv_stem,
+        tolerance=Tolerance(ulp=2, grows=True),
+    )
+)
+
+
+def _infer_depthwise(types: Types, attrs: Attrs, regions: object) -> Types:
+    x, w = types
+    need(x.rank >= 4 and w.rank == x.rank - 1, "x [N, C/B, spatial, B] and w [C/B, kernel, B]", f"{x}, {w}")
+    if differ(x.shape[1], w.shape[0]) or differ(x.shape[-1], w.shape[-1]):
+        raise RuleError(f"{w.shape[0]} blocks of {w.shape[-1]}", x)
+    return (TensorType(attrs["dtype"], (*x.shape[:2], *_spatial(x.shape[2:-1], w.shape[1:-1], attrs), x.shape[-1])),)
+
+
+def _evaluate_depthwise(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
+    x, w = arrays
+    channels = w.shape[0] * w.shape[-1]
+    plain = np.moveaxis(w, -1, 1).reshape(channels, 1, *w.shape[1:-1])
+    return (_blocked_result(_channels_first(x), plain, attrs, env, max(channels, 1), w.shape[-1]),)
+
+
+register(
+    OpSpec(
+        "depthwise_blocked",
+        "depthwise_blocked(x, w) {strides, dilation, dtype}: x [N, C/B, spatial, B] (padded), w [C/B, kernel, B] a kernel per channel.",
+        operands=(2, 2),
+        attrs=_CONV_ATTRS,
+        infer=_infer_depthwise,
+        evaluate=_evaluate_depthwise,
+        tolerance=Tolerance(ulp=2, grows=True),
+    )
+)
