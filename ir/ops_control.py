@@ -172,7 +172,6 @@ def _evaluate_loop(arrays: Arrays, attrs: Attrs, regions: Regions, env: Env) -> 
 
 
 def _bind_after_loop(attrs: Attrs, carried: Sequence[np.ndarray], turns: int, env: Env) -> None:
-    env[attrs["counter"]] = turns
     for index, axis, _, outer in attrs["shape_symbols"]:
         env[outer] = carried[index].shape[axis]
     name = loop_scan_symbol(attrs)
@@ -203,7 +202,7 @@ register(
         "loop(trip, cond, carried..., captures...) region(iteration, carried..., captures...) -> (cond, carried..., scans...).\n\n"
         "Runs while the turn is below trip (a negative trip is no limit) and cond holds; outputs are the carried finals, then the\n"
         "scan elements stacked on a new axis 0 of extent scan_extent. The attr trip is the known number of turns, or None: then the\n"
-        "operand decides. counter is a symbol: the turn inside the body, the number of turns after. always says that cond is true\n"
+        "operand decides. counter is a symbol: the turn, inside the body. always says that cond is true\n"
         "throughout. shape_symbols: (carried index, axis, inner symbol, outer symbol) of carried extents that change; inner is the\n"
         "extent at the start of a turn, outer that after the loop.",
         operands=(2, None),
