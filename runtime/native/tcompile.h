@@ -214,7 +214,7 @@ typedef struct tc_extent {
     const char *text;
     int64_t value; /* of a constant; a symbol's number; else -1 */
     int32_t kind;
-    int32_t first_term; /* of an expression */
+    int32_t first_term;
     int32_t term_count;
 } tc_extent;
 

@@ -1,0 +1,208 @@
+"""Writes ``model.tcm``: a zip of stored entries that a runtime maps without unpacking.
+
+Entries: ``descriptor.bin``, ``code/<target>.bin``, ``manifest.json``, ``weights.bin``. The weights begin at a multiple
+of 64 KiB, so that every OS can map them; the others at a multiple of 64. Times are fixed: the same model gives the same
+bytes. Source: PKWARE APPNOTE 6.3, zip64 included.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from tcompile.codegen.descriptor import Content, Machine, describe, encode
+from tcompile.codegen.link import LinkedImage
+from tcompile.codegen.signature import Weight, signature
+from tcompile.errors import Error
+from tcompile.ir.program import Program
+
+WEIGHTS_ALIGN = 65536
+_ENTRY_ALIGN = 64
+_CHUNK = 1 << 22
+_LOCAL = struct.Struct("<IHHHHHIIIHH")
+_CENTRAL = struct.Struct("<IHHHHHHIIIHHHHHII")
+_END64 = struct.Struct("<IQHHIIQQQQ")
+_LOCATOR64 = struct.Struct("<IIQI")
+_END = struct.Struct("<IHHHHIIH")
+_VERSION, _DATE = 45, 0x21  # zip64; 1980-01-01
+_MAX32 = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One stored file. ``chunks`` gives its bytes, again each time it is called."""
+
+    name: str
+    align: int
+    size: int
+    crc: int
+    weights: Sequence[Weight] = ()
+    data: bytes = b""
+
+    def chunks(self) -> Iterator[memoryview | bytes]:
+        return _weight_chunks(self.weights) if self.weights else iter((self.data,))
+
+
+def write_artifact(
+    program: Program,
+    image: LinkedImage,
+    *,
+    target: str,
+    features: Sequence[str] = (),
+    weights: Sequence[Weight] = (),
+    arena_bytes: int = -1,
+    scratch_bytes: int = -1,
+) -> bytes:
+    """The artifact of a program whose linked ``image`` exports tc_prepare and tc_run.
+
+    ``features``: CPU features that the code needs, as LLVM names them ("avx2"). ``weights``: see ``place_weights``.
+    ``arena_bytes``, ``scratch_bytes`` (per thread): bounds, -1 where there are none. Raises Error for an image without entries.
+    """
+    stream = io.BytesIO()
+    _write(stream, _entries(program, image, target, features, weights, arena_bytes, scratch_bytes))
+    return stream.getvalue()
+
+
+def save_artifact(
+    path: str | os.PathLike[str],
+    program: Program,
+    image: LinkedImage,
+    *,
+    target: str,
+    features: Sequence[str] = (),
+    weights: Sequence[Weight] = (),
+    arena_bytes: int = -1,
+    scratch_bytes: int = -1,
+) -> None:
+    """Like ``write_artifact``, into a file: written whole beside it, then renamed. The weights are never held twice."""
+    entries = _entries(program, image, target, features, weights, arena_bytes, scratch_bytes)
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            _write(stream, entries)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _entries(
+    program: Program, image: LinkedImage, target: str, features: Sequence[str], weights: Sequence[Weight], arena: int, scratch: int
+) -> list[_Entry]:
+    for name in ("tc_prepare", "tc_run"):
+        if name not in image.symbols:
+            raise Error(f"the linked image has no {name}", hint="link the entry module too")
+    signed, placed = signature(program), sorted(weights, key=lambda weight: (weight.offset, weight.name))
+    size, crc, digest = _measure(placed)
+    content = Content(
+        machine=Machine(target, image.arch, tuple(features)),
+        prepare_offset=image.symbols["tc_prepare"],
+        run_offset=image.symbols["tc_run"],
+        code_size=len(image.code),
+        code_sha256=hashlib.sha256(image.code).digest(),
+        weights_size=size,
+        weights_sha256=digest,
+        weights=tuple(placed),
+        arena_bytes=arena,
+        scratch_bytes=scratch,
+    )
+    descriptor = encode(signed, content)
+    manifest = json.dumps(describe(signed, content, descriptor), indent=1, ensure_ascii=False).encode() + b"\n"
+    small = (("descriptor.bin", descriptor), (f"code/{target}.bin", image.code), ("manifest.json", manifest))
+    entries = [_Entry(name, _ENTRY_ALIGN, len(data), zlib.crc32(data), data=data) for name, data in small]
+    if size:
+        entries.append(_Entry("weights.bin", WEIGHTS_ALIGN, size, crc, weights=placed))
+    return entries
+
+
+def _measure(weights: Sequence[Weight]) -> tuple[int, int, bytes]:
+    """(bytes, CRC-32, SHA-256) of the weights."""
+    size, crc, digest = 0, 0, hashlib.sha256()
+    for chunk in _weight_chunks(weights):
+        size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+        digest.update(chunk)
+    return size, crc, digest.digest()
+
+
+def _weight_chunks(weights: Sequence[Weight]) -> Iterator[memoryview | bytes]:
+    """The weights in pieces of at most 4 MiB, gaps as zeros. Arrays at one offset are one array."""
+    end = last = 0
+    for weight in weights:
+        if weight.offset < end:
+            if weight.offset == last and weight.offset + weight.bytes == end:
+                continue
+            raise Error(f"weight {weight.name} overlaps the one before it")
+        yield bytes(weight.offset - end)
+        data = memoryview(np.ascontiguousarray(weight.array).reshape(-1).view(np.uint8))
+        for start in range(0, len(data), _CHUNK):
+            yield data[start : start + _CHUNK]
+        last, end = weight.offset, weight.offset + weight.bytes
+
+
+def _write(stream: BinaryIO, entries: list[_Entry]) -> None:
+    position, central = 0, []
+    for entry in entries:
+        gap, header = _local_header(entry, position)
+        stream.write(bytes(gap))
+        stream.write(header)
+        for chunk in entry.chunks():
+            stream.write(chunk)
+        central.append(_central_header(entry, position + gap))
+        position += gap + len(header) + entry.size
+    directory = b"".join(central)
+    stream.write(directory)
+    stream.write(_end(len(entries), len(directory), position))
+
+
+def _local_header(entry: _Entry, position: int) -> tuple[int, bytes]:
+    """(bytes to leave free before it, header). An extra field pads the data to its alignment."""
+    name = entry.name.encode()
+    sizes = struct.pack("<HHQQ", 1, 16, entry.size, entry.size)
+    gap, fixed = 0, _LOCAL.size + len(name) + len(sizes)
+    padding = -(position + fixed) % entry.align
+    if 0 < padding < 4 or len(sizes) + padding > 0xFFFF:  # too short, or too long, for an extra field
+        gap, padding = padding, 0
+    extra = sizes + (struct.pack("<HH", 0xD935, padding - 4) + bytes(padding - 4) if padding else b"")
+    header = _LOCAL.pack(0x04034B50, _VERSION, 0x800, 0, 0, _DATE, entry.crc, _MAX32, _MAX32, len(name), len(extra))
+    return gap, header + name + extra
+
+
+def _central_header(entry: _Entry, offset: int) -> bytes:
+    name = entry.name.encode()
+    extra = struct.pack("<HHQQQ", 1, 24, entry.size, entry.size, offset)
+    return (
+        _CENTRAL.pack(
+            0x02014B50, _VERSION, _VERSION, 0x800, 0, 0, _DATE, entry.crc, _MAX32, _MAX32, len(name), len(extra), 0, 0, 0, 0, _MAX32
+        )
+        + name
+        + extra
+    )
+
+
+def _end(count: int, size: int, offset: int) -> bytes:
+    """Both the zip64 and the old record; the old one tells the truth where it can."""
+    where = offset + size
+    return (
+        _END64.pack(0x06064B50, _END64.size - 12, _VERSION, _VERSION, 0, 0, count, count, size, offset)
+        + _LOCATOR64.pack(0x07064B50, 0, where, 1)
+        + _END.pack(0x06054B50, 0, 0, count, count, size, min(offset, _MAX32), 0)
+    )

@@ -1,0 +1,156 @@
+"""What the host must know of a program: the descriptor's contents, as plain records.
+
+The order of symbols, calls and requirements stated here is the one that the native entry must use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tcompile.errors import UnsupportedError
+from tcompile.ir import dims
+from tcompile.ir.dims import Dim, DimLike
+from tcompile.ir.dtypes import DType, from_numpy
+from tcompile.ir.program import BindDim, Buffer, Call, If, Instruction, Loop, Program, Require, Role
+
+WEIGHT_ALIGN = 64
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A symbol with its range; ``hi`` None is unbounded."""
+
+    name: str
+    lo: DimLike
+    hi: DimLike | None
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output. ``growing``: an output whose shape only the run knows."""
+
+    name: str
+    dtype: DType
+    shape: tuple[DimLike, ...]
+    growing: bool = False
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place where a run can stop: a kernel call, or a requirement with its message. ``sources``: ONNX nodes."""
+
+    name: str
+    sources: tuple[str, ...]
+    flops: DimLike = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """Where an array stands in the weights."""
+
+    name: str
+    offset: int
+    array: np.ndarray
+
+    @property
+    def dtype(self) -> DType:
+        return from_numpy(self.array.dtype)
+
+    @property
+    def bytes(self) -> int:
+        return self.array.nbytes
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Everything of a program that the host reads. The first ``entry_symbols`` symbols come from input shapes."""
+
+    name: str
+    symbols: tuple[Symbol, ...]
+    entry_symbols: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    calls: tuple[Site, ...]
+    requirements: tuple[Site, ...]
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def instructions(body: Iterable[Instruction]) -> Iterator[Instruction]:
+    """All instructions in program order: an If or Loop, then what is in it."""
+    for instruction in body:
+        yield instruction
+        match instruction:
+            case If():
+                yield from instructions(instruction.then)
+                yield from instructions(instruction.otherwise)
+            case Loop():
+                yield from instructions(instruction.body)
+
+
+def symbol_order(program: Program) -> tuple[str, ...]:
+    """The order of a frame's dims: entry symbols, then the others as the program lists them."""
+    return (*program.entry_symbols, *(name for name in program.symbols if name not in program.entry_symbols))
+
+
+def place_weights(buffers: Iterable[Buffer]) -> tuple[Weight, ...]:
+    """Offsets for weight buffers, in order: each at a multiple of 64; buffers with one array share its place."""
+    placed: list[Weight] = []
+    offsets: dict[int, int] = {}
+    end = 0
+    for buffer in buffers:
+        offset = offsets.get(id(buffer.value))
+        if offset is None:
+            offset = offsets[id(buffer.value)] = -(-end // WEIGHT_ALIGN) * WEIGHT_ALIGN
+            end = offset + buffer.value.nbytes
+        placed.append(Weight(buffer.name, offset, buffer.value))
+    return tuple(placed)
+
+
+def signature(program: Program) -> Signature:
+    """The signature of a program. Raises UnsupportedError where no input axis gives an entry symbol alone."""
+    inputs = tuple(Tensor(buffer.name, buffer.dtype, buffer.shape) for buffer in program.inputs)
+    _require_plain_uses(program.entry_symbols, inputs)
+    return Signature(
+        name=program.name,
+        symbols=tuple(_symbol(program, name) for name in symbol_order(program)),
+        entry_symbols=len(program.entry_symbols),
+        inputs=inputs,
+        outputs=tuple(_output(program, buffer, name) for buffer, name in zip(program.outputs, program.output_names, strict=True)),
+        calls=tuple(Site(i.kernel.name, i.source, _flops(i)) for i in instructions(program.body) if isinstance(i, Call)),
+        requirements=tuple(_requirement(i) for i in instructions(program.body) if isinstance(i, BindDim | Require)),
+        notes=dict(program.notes),
+    )
+
+
+def _symbol(program: Program, name: str) -> Symbol:
+    known = program.symbols[name]
+    return Symbol(name, known.lo, known.hi)
+
+
+def _output(program: Program, buffer: Buffer, name: str) -> Tensor:
+    growing = buffer.role is Role.GROWING or not dims.shape_symbols(buffer.shape) <= set(program.entry_symbols)
+    return Tensor(name, buffer.dtype, buffer.shape, growing)
+
+
+def _flops(call: Call) -> DimLike:
+    return dims.substitute(call.kernel.flops, dict(zip(call.kernel.dims, call.dims, strict=True)))
+
+
+def _requirement(instruction: BindDim | Require) -> Site:
+    if isinstance(instruction, Require):
+        return Site(instruction.message, instruction.source)
+    low, high = instruction.range.lo, instruction.range.hi
+    return Site(f"{instruction.symbol} in {low}..{'' if high is None else high}", instruction.source)
+
+
+def _require_plain_uses(symbols: tuple[str, ...], inputs: tuple[Tensor, ...]) -> None:
+    plain = {str(extent) for tensor in inputs for extent in tensor.shape if isinstance(extent, Dim)}
+    for name in symbols:
+        if name not in plain:
+            raise UnsupportedError(
+                f"no input has the dimension {name} alone on an axis, so a run cannot learn its value",
+                hint="give the axis a name of its own, or a fixed extent",
+            )
