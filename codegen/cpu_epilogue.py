@@ -1,0 +1,111 @@
+"""What follows a contraction inside its kernel: bias, activation, residual, and where each result is stored.
+
+The contraction's value is bound to an accumulator element; the rest of the fused region is inlined around it. Its
+place in the output follows the region from the contraction to its root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tcompile.codegen.cpu_tile import Accumulator
+from tcompile.codegen.draft import Draft
+from tcompile.codegen.scalar import cast
+from tcompile.errors import InvalidModelError
+from tcompile.ir.access import result_index
+from tcompile.ir.dims import DimLike, Shape
+from tcompile.ir.graph import Node, Value
+from tcompile.ir.loops import Expr, Load, LoopKind
+
+ANCHORS = frozenset({"dot_general", "dot_packed", "conv", "conv_blocked", "conv_stem", "depthwise_blocked"})
+UNROLLED_WORK = 8  # elementwise work per element that is worth a copy for every vector of a tile
+_FUNCTIONS = frozenset({"exp", "tanh", "erf", "sigmoid", "log", "sin", "cos", "pow", "log1p", "expm1"})
+
+
+def anchor(node: Node) -> Node | None:
+    """The contraction of a node: the node itself, or the one inside a fused region."""
+    if node.op in ANCHORS:
+        return node
+    if node.op != "fused":
+        return None
+    return next((inner for inner in node.regions[0].nodes if inner.op in ANCHORS), None)
+
+
+class Epilogue:
+    """The part of a kernel after its anchor; for a bare anchor, a plain store."""
+
+    def __init__(self, draft: Draft, node: Node, anchor: Node) -> None:
+        self.draft, self.anchor = draft, anchor
+        self.output = node.output
+        self.root: Value = node.regions[0].outputs[0] if node.op == "fused" else node.output
+        self.chain = list(_dependents(node, anchor))
+        self.work = sum(_work(inner) for inner in self.chain)
+
+    @property
+    def small(self) -> bool:
+        """Whether to repeat it for every vector of a register tile."""
+        return self.work <= UNROLLED_WORK
+
+    def store(self, index: Shape, value: Expr) -> None:
+        """Stores the results that come of one element of the contraction."""
+        value = cast(value, self.anchor.output.dtype)
+        self.draft.bind(self.anchor.output, lambda at, guard: value)
+        place = self._place(index)
+        self.draft.store(self.output, place, self.draft.element(self.root, place))
+
+    def _place(self, index: Shape) -> Shape:
+        places: dict[Value, Shape] = {self.anchor.output: index}
+        for node in self.chain:
+            source = next(value for value in node.inputs if value in places)
+            moved = result_index(node, places[source], self.draft.nest.ranges)
+            if moved is None:
+                raise InvalidModelError(
+                    f"{node.op} after {self.anchor.op} in one kernel ({', '.join(node.source)}) does not move every element exactly once"
+                )
+            places[node.output] = moved
+        return places[self.root]
+
+
+def store_tile(epilogue: Epilogue, acc: Accumulator, index: object, columns: DimLike | None = None) -> None:
+    """Runs the epilogue over a tile; ``index(row, column)`` is the contraction's index. ``columns``: how many are valid (None: all)."""
+    if columns is None and epilogue.small:
+        _from_registers(epilogue, acc, index)
+    else:
+        _through_stage(epilogue, acc, index, acc.tile.columns if columns is None else columns)
+
+
+def _from_registers(epilogue: Epilogue, acc: Accumulator, index) -> None:
+    tile = acc.tile
+    with epilogue.draft.nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
+        for row in range(tile.rows):
+            for vector in range(tile.vectors):
+                epilogue.store(index(row, vector * tile.lanes + lane), acc.at(row, vector, lane))
+
+
+def _through_stage(epilogue: Epilogue, acc: Accumulator, index, columns: DimLike) -> None:
+    """Writes the tile to the stack and walks it row by row: small code, and any number of columns."""
+    nest, tile = epilogue.draft.nest, acc.tile
+    stage = nest.alloc(acc.dtype, (tile.rows * tile.columns,))
+    with nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
+        for row in range(tile.rows):
+            for vector in range(tile.vectors):
+                nest.store(stage, row * tile.columns + vector * tile.lanes + lane, acc.at(row, vector, lane))
+    with nest.loop(tile.rows) as row, nest.loop(columns, LoopKind.VECTOR, tile.lanes) as column:
+        epilogue.store(index(row, column), Load(stage, (row * tile.columns + column,), acc.dtype))
+
+
+def _dependents(node: Node, anchor: Node) -> Iterator[Node]:
+    """The nodes of the region that use the anchor's value, in order."""
+    if node.op != "fused":
+        return
+    reached = {anchor.output}
+    for inner in node.regions[0].nodes:
+        if not reached.isdisjoint(inner.inputs):
+            reached.update(inner.outputs)
+            yield inner
+
+
+def _work(node: Node) -> int:
+    if node.op != "map":
+        return 1 if node.op == "convert" else 0
+    return 12 if node.attrs["fn"] in _FUNCTIONS else 1

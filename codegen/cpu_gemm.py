@@ -1,0 +1,299 @@
+"""GEMM: dot_packed (a constant, packed matrix) and dot_general of two activations.
+
+    parallel for (panel of columns, chunk of rows):                 B panel stays in L2 while rows pass
+        [pack the panel of B into scratch]                          activations only
+        for each tile of rows:  acc = A rows x panel;  epilogue; store
+
+Every result is summed over k in order by one thread, so the thread count never shows in the bits. Rows that do not
+fill a tile get smaller tiles: one of the exact size where M is known, halves of the tile where it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from tcompile.codegen.access import unravel
+from tcompile.codegen.cpu_epilogue import Epilogue, anchor, store_tile
+from tcompile.codegen.cpu_tile import Tile, accumulator_type, best_tile, fits, lanes, micro_kernel, step_cycles
+from tcompile.codegen.draft import Draft, Scope
+from tcompile.codegen.scalar import compare, const, index_value
+from tcompile.codegen.templates import Built, template
+from tcompile.ir import dims
+from tcompile.ir.dims import DimLike, Range, Shape
+from tcompile.ir.dtypes import DType
+from tcompile.ir.graph import Node
+from tcompile.ir.loops import Expr, Load, LoopKind
+from tcompile.ir.ops_contraction import free_axes
+from tcompile.ir.target import Target
+
+CHUNK_ROWS = 128  # rows of one task where there are many
+Element = Callable[[DimLike, DimLike], Expr]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One matrix product: rows x terms times terms x columns, for each of ``batch``."""
+
+    rows: DimLike
+    columns: DimLike
+    terms: DimLike
+    dtype: DType  # of the sums
+    batch: DimLike = 1
+
+
+class Gemm:
+    """Writes the loops of one kernel. Subclasses say where the operands are."""
+
+    def __init__(self, node: Node, scope: Scope, target: Target, name: str) -> None:
+        self.node, self.target = node, target
+        found = anchor(node)
+        assert found is not None, node.op
+        self.core = found
+        self.draft = Draft(name, node, scope)
+        self.nest = self.draft.nest
+        self.epilogue = Epilogue(self.draft, node, self.core)
+        self.problem = self._problem()
+        self.tile = self._tile()
+        self.panels = dims.ceildiv(self.problem.columns, self.tile.columns, self.nest.ranges)
+        self.draft.flops = 2 * self.problem.batch * self.problem.rows * self.problem.columns * self.problem.terms
+        self.draft.tags["tile"] = f"{self.tile.rows}x{self.tile.vectors}x{self.tile.lanes}"
+
+    # To be given by subclasses ------------------------------------------------------------------------
+
+    def _problem(self) -> Problem:
+        raise NotImplementedError
+
+    def _tile(self) -> Tile:
+        raise NotImplementedError
+
+    def left(self, batch: DimLike, row: DimLike, term: DimLike) -> Expr:
+        """A[row, term]."""
+        raise NotImplementedError
+
+    def panel(self, batch: DimLike, panel: DimLike) -> Callable[[DimLike, DimLike], Expr]:
+        """Makes a panel of B ready; returns (term, column within the panel) -> element."""
+        raise NotImplementedError
+
+    def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:
+        """The index of a result in the contraction's value."""
+        raise NotImplementedError
+
+    # Loops --------------------------------------------------------------------------------------------
+
+    def write(self) -> Draft:
+        """The whole kernel."""
+        tiles = dims.floordiv(self.problem.rows, self.tile.rows, self.nest.ranges)  # full ones
+        per_chunk = max(CHUNK_ROWS // self.tile.rows, 1)
+        chunks = dims.ceildiv(dims.maximum(tiles, 1, self.nest.ranges), per_chunk, self.nest.ranges)
+        with self.nest.loop(self.problem.batch * self.panels * chunks, LoopKind.PARALLEL) as task:
+            batch, panel, chunk = self._split(task, (self.problem.batch, self.panels, chunks))
+            right = self.panel(batch, panel)
+            first = chunk * per_chunk
+            here = partial(self._tile_of_rows, batch, panel, right)
+            with self.nest.loop(dims.minimum(per_chunk, tiles - first, self.nest.ranges)) as tile:
+                here(self.tile.rows, (first + tile) * self.tile.rows)
+            self._rest(tiles, chunk, chunks, here)
+        return self.draft
+
+    def _split(self, task: DimLike, shape: Shape) -> list[DimLike]:
+        """The coordinates of a task, the last fastest, as variables."""
+        index = unravel(task, shape, self.nest.ranges)
+        found: list[DimLike] = []
+        for i, extent in zip(index, shape, strict=True):
+            simple = isinstance(i, int) or i == task
+            found.append(i if simple else self.nest.let_index(index_value(i), Range(0, extent - 1)))
+        return found
+
+    def _rest(self, tiles: DimLike, chunk: DimLike, chunks: DimLike, emit: Callable[[int, DimLike], None]) -> None:
+        """The rows that fill no tile, done by the last chunk."""
+        rests = list(self._rest_tiles(tiles))
+        if not rests:
+            return
+        if chunks == 1:
+            self._emit_rests(rests, emit)
+            return
+        with self.nest.branch(compare("eq", chunk, chunks - 1)):
+            self._emit_rests(rests, emit)
+
+    def _emit_rests(self, rests: list[tuple[int, DimLike, Expr | None]], emit: Callable[[int, DimLike], None]) -> None:
+        for rows, first, cond in rests:
+            if cond is None:
+                emit(rows, first)
+            else:
+                with self.nest.branch(cond):
+                    emit(rows, first)
+
+    def _rest_tiles(self, tiles: DimLike) -> Iterator[tuple[int, DimLike, Expr | None]]:
+        """(rows, first row, condition) of the smaller tiles."""
+        rows = self.problem.rows
+        if isinstance(rows, int):
+            if rows % self.tile.rows:
+                yield rows % self.tile.rows, tiles * self.tile.rows, None
+            return
+        size = self.tile.rows // 2
+        while size:
+            first = dims.floordiv(rows, 2 * size, self.nest.ranges) * (2 * size)
+            yield size, first, compare("ge", rows - first, size)
+            size //= 2
+
+    def _tile_of_rows(self, batch: DimLike, panel: DimLike, right: Callable, rows: int, first: DimLike) -> None:
+        tile = Tile(rows, self.tile.vectors, self.tile.lanes)
+        acc = micro_kernel(
+            self.nest,
+            tile,
+            self.problem.dtype,
+            terms=lambda: self.nest.loop(self.problem.terms),
+            a=lambda row, term: self.left(batch, first + row, term),
+            b=lambda vector, lane, term: right(term, vector * tile.lanes + lane),
+        )
+        start = panel * self.tile.columns
+
+        def index(row: DimLike, column: DimLike) -> Shape:
+            return self.place(batch, first + row, start + column)
+
+        self._by_width(panel, lambda columns: store_tile(self.epilogue, acc, index, columns))
+
+    def _by_width(self, panel: DimLike, emit: Callable[[DimLike | None], None]) -> None:
+        """Runs ``emit`` for a full panel (None), and for the last one with its number of columns where it may be narrower."""
+        rest = dims.mod(self.problem.columns, self.tile.columns, self.nest.ranges)
+        if rest == 0:
+            emit(None)
+            return
+        left = self.problem.columns - panel * self.tile.columns
+        if self.panels == 1:
+            emit(left)
+            return
+        with self.nest.branch(compare("ge", left, self.tile.columns)):
+            emit(None)
+        with self.nest.otherwise():
+            emit(rest if isinstance(rest, int) else left)
+
+
+class PackedGemm(Gemm):
+    """dot_packed: B lies in panels already."""
+
+    def _problem(self) -> Problem:
+        a, b = self.core.inputs
+        dtype = accumulator_type(a.dtype, b.dtype, self.core.attrs["dtype"])
+        return Problem(dims.product(a.shape[:-1]), self.core.attrs["columns"], a.shape[-1], dtype)
+
+    def _tile(self) -> Tile:
+        return packed_tile(self.target, self.problem, _extent(self.core.inputs[1].shape[2]))
+
+    def left(self, batch: DimLike, row: DimLike, term: DimLike) -> Expr:
+        return self.draft.inliner.flat(self.core.inputs[0], row * self.problem.terms + term)
+
+    def panel(self, batch: DimLike, panel: DimLike) -> Callable[[DimLike, DimLike], Expr]:
+        b = self.core.inputs[1]
+        buffer, width, per = self.draft.read(b), _extent(b.shape[2]), self.tile.columns
+        if width == per:
+            start: DimLike = panel * self.problem.terms * width
+        else:  # a stored panel holds several of ours side by side
+            ratio = width // per
+            outer = dims.floordiv(panel, ratio, self.nest.ranges)
+            inner = panel - outer * ratio
+            start = self.nest.let_index(index_value(outer * self.problem.terms * width + inner * per))
+        return lambda term, column: Load(buffer, (start + term * width + column,), b.dtype)
+
+    def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:
+        return (*unravel(row, self.core.output.shape[:-1], self.nest.ranges), column)
+
+
+class BatchedGemm(Gemm):
+    """dot_general: both operands are computed; panels of B are packed into scratch."""
+
+    def _problem(self) -> Problem:
+        a, b = self.core.inputs
+        batch, contract = self.core.attrs["batch"], self.core.attrs["contract"]
+        self.free = [free_axes(x.rank, *axes) for x, *axes in zip((a, b), batch, contract, strict=True)]
+        dtype = accumulator_type(a.dtype, b.dtype, self.core.attrs["dtype"])
+        rows, columns = (dims.product(x.shape[k] for k in free) for x, free in zip((a, b), self.free, strict=True))
+        terms, repeats = (dims.product(a.shape[k] for k in axes) for axes in (contract[0], batch[0]))
+        return Problem(rows, columns, terms, dtype, repeats)
+
+    def _tile(self) -> Tile:
+        columns = self.problem.columns if isinstance(self.problem.columns, int) else 1 << 20
+        return best_tile(self.target, self.problem.rows, columns, lanes(self.target, self.problem.dtype))
+
+    def left(self, batch: DimLike, row: DimLike, term: DimLike) -> Expr:
+        return self.draft.element(self.core.inputs[0], self._index(0, batch, row, term))
+
+    def panel(self, batch: DimLike, panel: DimLike) -> Callable[[DimLike, DimLike], Expr]:
+        b, width, nest = self.core.inputs[1], self.tile.columns, self.nest
+        packed = nest.alloc(b.dtype, (self.problem.terms * width,))
+
+        def copy(columns: DimLike | None) -> None:
+            with nest.loop(self.problem.terms) as term:
+                if columns is not None:  # lanes of no column still take part in the arithmetic
+                    with nest.loop(width, LoopKind.VECTOR, self.tile.lanes) as column:
+                        nest.store(packed, term * width + column, const(0, b.dtype))
+                with nest.loop(width if columns is None else columns, LoopKind.VECTOR, self.tile.lanes) as column:
+                    element = self.draft.element(b, self._index(1, batch, panel * width + column, term))
+                    nest.store(packed, term * width + column, element)
+
+        self._by_width(panel, copy)
+        return lambda term, column: Load(packed, (term * width + column,), b.dtype)
+
+    def _index(self, side: int, batch: DimLike, free: DimLike, term: DimLike) -> Shape:
+        """An operand's index from the three flat positions."""
+        operand = self.core.inputs[side]
+        index: list[DimLike] = [0] * operand.rank
+        parts = ((self.core.attrs["batch"][side], batch), (self.free[side], free), (self.core.attrs["contract"][side], term))
+        for axes, flat in parts:
+            for axis, i in zip(axes, unravel(flat, [operand.shape[k] for k in axes], self.nest.ranges), strict=True):
+                index[axis] = i
+        return tuple(index)
+
+    def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:
+        shape = self.core.output.shape
+        repeats, rows = len(self.core.attrs["batch"][0]), len(self.free[0])
+        parts = ((shape[:repeats], batch), (shape[repeats : repeats + rows], row), (shape[repeats + rows :], column))
+        return tuple(i for part, flat in parts for i in unravel(flat, part, self.nest.ranges))
+
+
+def panel_width(target: Target, rows: DimLike, columns: int, dtype: DType) -> int:
+    """How wide to pack a constant matrix of ``columns`` that is multiplied with ``rows`` rows; ``dtype`` is that of the sums."""
+    return best_tile(target, rows, columns, lanes(target, dtype)).columns
+
+
+def packed_tile(target: Target, problem: Problem, width: int) -> Tile:
+    """The best tile whose columns divide a given panel width."""
+    lane_count = lanes(target, problem.dtype)
+    lane_count = lane_count if width % lane_count == 0 else width
+    symbolic = not isinstance(problem.rows, int)
+    limit = 64 if symbolic else max(int(problem.rows), 1)
+
+    def cycles(rows: int, vectors: int) -> float:
+        full, rest = divmod(limit, rows)
+        work = full * step_cycles(target, rows, vectors) + (step_cycles(target, rest, vectors) if rest else 0)
+        return work / vectors
+
+    sizes = [
+        (cycles(rows, vectors), Tile(rows, vectors, lane_count))
+        for vectors in range(1, width // lane_count + 1)
+        if width % (vectors * lane_count) == 0
+        for rows in ((8, 4, 2, 1) if symbolic else range(1, min(limit, target.vector_registers) + 1))
+        if fits(target, rows, vectors)
+    ]
+    return min(sizes, key=lambda item: item[0])[1]
+
+
+def _extent(extent: DimLike) -> int:
+    assert isinstance(extent, int), f"packed weights have known extents, got {extent}"
+    return extent
+
+
+@template("dot_packed")
+@template("dot_general")
+@template("fused.dot")
+def gemm(node: Node, scope: Scope, target: Target) -> list[Built] | None:
+    """The kernel of a matrix product, alone or with its epilogue; None for boolean and sub-byte factors."""
+    core = anchor(node)
+    if core is None or any(value.dtype.bits < 8 for value in core.inputs):
+        return None
+    kind = {"dot_packed": PackedGemm, "dot_general": BatchedGemm}[core.op]
+    draft = kind(node, scope, target, "gemm").write()
+    draft.tags["template"] = "gemm"
+    return [Built(*draft.finish())]

@@ -1,0 +1,93 @@
+"""GEMM templates against NumPy: odd, prime, zero and symbolic sizes, epilogues, element types."""
+
+import numpy as np
+import pytest
+
+from tcompile.codegen.cpu_gemm import panel_width
+from tcompile.ir import dims
+from tcompile.ir.build import Builder
+from tcompile.ir.dims import Range
+from tcompile.ir.dtypes import F32, F64, I8, I32, U8
+from tcompile.ir.ops_layout import pack_panels
+from tcompile.ir.target import named_target
+from tests.codegen.template_runs import check_template
+
+RNG = np.random.default_rng(0)
+
+
+def _array(shape, dtype=F32):
+    if dtype.is_float:
+        return RNG.standard_normal(shape).astype(dtype.numpy)
+    return RNG.integers(-9 if dtype.kind == "i" else 0, 9, shape).astype(dtype.numpy)
+
+
+def _packed(b, a, matrix, target, out=F32):
+    width = panel_width(named_target(target), dims.product(a.shape[:-1]), matrix.shape[1], out)
+    return b.emit("dot_packed", a, b.constant(pack_panels(matrix, width)), columns=matrix.shape[1], dtype=out)
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4", "aarch64-linux"])
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 5, 7), (13, 7, 50), (8, 3, 48), (33, 1, 17), (3, 0, 5), (130, 2, 24), (0, 3, 5)])
+def test_packed_matches(m, k, n, target):
+    b = Builder()
+    a = b.input("a", F32, (m, k))
+    graph = b.graph([_packed(b, a, _array((k, n)), target)], ["y"])
+    assert check_template(graph, {"a": _array((m, k))}, target) == ["gemm"]
+
+
+@pytest.mark.parametrize("m", [0, 1, 2, 5, 7, 8, 12, 300])
+def test_symbolic_rows(m):
+    b = Builder()
+    b.symbols["m"] = Range(0, None)
+    a = b.input("a", F32, (dims.symbol("m"), 6))
+    graph = b.graph([_packed(b, a, _array((6, 40)), "x86-64-v3")], ["y"])
+    check_template(graph, {"a": _array((m, 6))})
+
+
+@pytest.mark.parametrize("n", [24, 29])
+@pytest.mark.parametrize("fn", ["max", "tanh"])
+def test_epilogue_bias_residual_activation(n, fn):
+    b = Builder()
+    a, r = b.input("a", F32, (2, 5, 6)), b.input("r", F32, (2, 5, n))
+    y = _packed(b, b.reshape(a, (10, 6)), _array((6, n)), "x86-64-v3")
+    y = b.nary("add", b.reshape(y, (2, 5, n)), b.constant(_array((n,))))
+    y = b.map(fn, y) if fn == "tanh" else b.map(fn, y, b.scalar_like(0.0, y))
+    y = b.map("add", y, r)
+    graph = b.graph([y], ["y"])
+    assert check_template(graph, {"a": _array((2, 5, 6)), "r": _array((2, 5, n))}) == ["gemm"]
+
+
+@pytest.mark.parametrize(("a", "w", "out"), [(F64, F64, F64), (U8, I8, I32), (I8, I8, I32)])
+def test_element_types(a, w, out):
+    b = Builder()
+    x = b.input("a", a, (5, 9))
+    graph = b.graph([_packed(b, x, _array((9, 20), w), "x86-64-v3", out)], ["y"])
+    check_template(graph, {"a": _array((5, 9), a)}, rtol=1e-5 if out.is_float else 0)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(5, 7, 3), (16, 48, 4), (1, 30, 5), (9, 1, 2)])
+def test_two_activations(m, n, k):
+    b = Builder()
+    x, y = b.input("x", F32, (2, 3, m, k)), b.input("y", F32, (2, 3, k, n))
+    out = b.emit("dot_general", x, y, batch=((0, 1), (0, 1)), contract=((3,), (2,)), dtype=F32)
+    graph = b.graph([out], ["out"])
+    assert check_template(graph, {"x": _array((2, 3, m, k)), "y": _array((2, 3, k, n))}) == ["gemm"]
+
+
+@pytest.mark.parametrize("s", [0, 1, 9, 30])
+def test_attention_products_read_heads_in_place(s):
+    """Head splits, transposes and the scale of both products leave no kernel of their own."""
+    b = Builder()
+    b.symbols["s"] = Range(0, None)
+    length = dims.symbol("s")
+    q, k, v = (b.input(name, F32, (2, length, 24)) for name in "qkv")
+
+    def heads(x):
+        return b.transpose(b.reshape(x, (2, length, 3, 8)), (0, 2, 1, 3))
+
+    scores = b.emit("dot_general", heads(q), heads(k), batch=((0, 1), (0, 1)), contract=((3,), (3,)), dtype=F32)
+    scores = b.map("mul", scores, b.scalar_like(0.5, scores))
+    mixed = b.emit("dot_general", scores, heads(v), batch=((0, 1), (0, 1)), contract=((3,), (2,)), dtype=F32)
+    out = b.reshape(b.transpose(mixed, (0, 2, 1, 3)), (2, length, 24))
+    graph = b.graph([out], ["out"])
+    assert check_template(graph, {name: _array((2, s, 24)) for name in "qkv"}) == ["gemm"] * 2
