@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from tcompile.ir.access import SOURCES, inlinable
 from tcompile.ir.dims import Range
-from tcompile.ir.graph import Graph, Node
+from tcompile.ir.graph import Graph, Node, Value
 from tcompile.ir.target import Target
 from tcompile.passes.fuse_costs import cost, estimate
 from tcompile.passes.fuse_groups import CONTRACTIONS, Group, Kind, reduces_trailing
@@ -60,6 +60,7 @@ class _Planner:
     def __init__(self, graph: Graph, symbols: dict[str, Range]) -> None:
         self.graph, self.symbols = graph, symbols
         self.users = graph.users()
+        self.producers = graph.producers()
         self.returned = set(graph.outputs)
         self.homes: dict[Node, list[Group]] = {}  # the kernels a node is evaluated in; none: dead
         self.groups: list[Group] = []
@@ -109,7 +110,13 @@ class _Planner:
         if not inlinable(node) or cost(node) > 1.0:
             return False
         mine = estimate(node.output.type.size, self.symbols)
-        return sum(estimate(value.type.size, self.symbols) * 8 > mine for value in node.inputs) <= 1
+        return sum(self._stored_size(value) * 8 > mine for value in node.inputs) <= 1
+
+    def _stored_size(self, value: Value) -> float:
+        """Elements that reading a value touches: a broadcast has those of its operand."""
+        while value in self.producers and self.producers[value].op in ("broadcast", "reshape"):
+            value = self.producers[value].inputs[0]
+        return estimate(value.type.size, self.symbols)
 
     def _own_kind(self, node: Node) -> Kind:
         if node.op in ("constant", "reshape"):

@@ -1,0 +1,183 @@
+"""Fusion: which nodes share a kernel, and that the answers stay."""
+
+import numpy as np
+import pytest
+
+from tcompile.ir import dims
+from tcompile.ir.build import Builder
+from tcompile.ir.dims import Range
+from tcompile.ir.dtypes import F32, I64
+from tcompile.ir.graph import Graph
+from tcompile.ir.interpret import interpret
+from tcompile.ir.target import named_target
+from tcompile.ir.terms import Term
+from tcompile.ir.verify import verify
+from tcompile.passes.fuse import Fuse
+
+RNG = np.random.default_rng(1)
+
+
+def fused_kinds(graph: Graph, **arrays: np.ndarray) -> list[str]:
+    """The kernels after fusion (constants left out), after checking types and answers."""
+    fused = Fuse(named_target("x86-64-v3")).apply(graph)
+    verify(fused)
+    want, got = interpret(graph, arrays), interpret(fused, arrays)
+    for name, array in want.items():
+        np.testing.assert_array_equal(got[name], array)
+    return [node.attrs["kind"] if node.op == "fused" else node.op for node in fused.nodes if node.op != "constant"]
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def softmax(x: Term) -> Term:
+    e = (x - x.reduce("max", [x.rank - 1], keepdims=True)).map("exp")
+    return e / e.sum(e.rank - 1, keepdims=True)
+
+
+def layer_norm(x: Term, scale: np.ndarray) -> Term:
+    centred = x - x.mean(x.rank - 1, keepdims=True)
+    variance = (centred * centred).mean(x.rank - 1, keepdims=True)
+    return centred * (variance + 1e-5).map("rsqrt") * scale
+
+
+def test_elementwise_chain_is_one_map():
+    b = Builder()
+    x = Term(b, b.input("x", F32, (3, 4)))
+    y = ((x + 1.0) * x).map("tanh")
+    assert fused_kinds(b.graph([y.value], ["y"]), x=normal(3, 4)) == ["map"]
+
+
+def test_softmax_with_mask_and_scale_is_one_kernel():
+    b = Builder()
+    x, mask = Term(b, b.input("x", F32, (2, 3, 5))), Term(b, b.input("mask", F32, (2, 1, 5)))
+    y = softmax(x * 0.5 + mask)
+    assert fused_kinds(b.graph([y.value], ["y"]), x=normal(2, 3, 5), mask=normal(2, 1, 5)) == ["rows"]
+
+
+def test_layer_norm_is_one_kernel():
+    b = Builder()
+    x = Term(b, b.input("x", F32, (2, 3, 8)))
+    y = layer_norm(x, normal(8))
+    assert fused_kinds(b.graph([y.value], ["y"]), x=normal(2, 3, 8)) == ["rows"]
+
+
+def test_symbolic_layer_norm_is_one_kernel():
+    b = Builder()
+    b.symbols["n"] = Range(0, None)
+    x = Term(b, b.input("x", F32, (dims.symbol("n"), 3, 8)))
+    y = layer_norm(x, normal(8))
+    assert fused_kinds(b.graph([y.value], ["y"]), x=normal(2, 3, 8)) == ["rows"]
+
+
+def test_contraction_takes_bias_activation_and_residual():
+    b = Builder()
+    x, r = Term(b, b.input("x", F32, (2, 3, 4))), Term(b, b.input("r", F32, (2, 3, 5)))
+    w = Term(b, b.constant(normal(4, 5)))
+    y = (x.dot(w, contract=((2,), (0,))) + normal(5)).map("tanh") + r
+    assert fused_kinds(b.graph([y.value], ["y"]), x=normal(2, 3, 4), r=normal(2, 3, 5)) == ["dot"]
+
+
+def test_of_two_contractions_the_later_takes_the_sum():
+    b = Builder()
+    x = Term(b, b.input("x", F32, (3, 4)))
+    y = x.dot(Term(b, b.constant(normal(4, 5))), contract=((1,), (0,))) + x.dot(Term(b, b.constant(normal(4, 5))), contract=((1,), (0,)))
+    assert fused_kinds(b.graph([y.value], ["y"]), x=normal(3, 4)) == ["dot", "dot"]
+
+
+def test_value_with_two_kernels_is_stored_once():
+    b = Builder()
+    x, y = Term(b, b.input("x", F32, (3, 4))), Term(b, b.input("y", F32, (3, 4)))
+    total = (x + y).map("exp")
+    graph = b.graph([(total * 2.0).value, softmax(total).value], ["a", "b"])
+    assert sorted(fused_kinds(graph, x=normal(3, 4), y=normal(3, 4))) == ["map", "map", "rows"]
+
+
+def test_cheap_value_is_computed_by_both_readers():
+    b = Builder()
+    x = Term(b, b.input("x", F32, (3, 4)))
+    shifted = x + 1.0
+    graph = b.graph([shifted.map("exp").value, shifted.map("tanh").value], ["a", "b"])
+    assert fused_kinds(graph, x=normal(3, 4)) == ["map", "map"]
+
+
+def test_expensive_producer_is_not_recomputed_along_a_broadcast():
+    b = Builder()
+    x, y = Term(b, b.input("x", F32, (64,))), Term(b, b.input("y", F32, (64, 64)))
+    graph = b.graph([(x.map("exp") + y).value], ["y"])
+    assert fused_kinds(graph, x=normal(64), y=normal(64, 64)) == ["map", "map"]
+
+
+def test_cheap_producer_follows_a_broadcast():
+    b = Builder()
+    x, y = Term(b, b.input("x", F32, (64,))), Term(b, b.input("y", F32, (64, 64)))
+    graph = b.graph([((x + 1.0) + y).value], ["y"])
+    assert fused_kinds(graph, x=normal(64), y=normal(64, 64)) == ["map"]
+
+
+def test_reshape_of_a_stored_value_is_no_kernel():
+    b = Builder()
+    x = Term(b, b.input("x", F32, (3, 4)))
+    y = x.reshape(12).map("exp").reshape(2, 6)
+    assert fused_kinds(b.graph([y.value], ["y"]), x=normal(3, 4)) == ["reshape", "map", "reshape"]
+
+
+def test_reduction_of_leading_axes_stays_alone():
+    b = Builder()
+    x = Term(b, b.input("x", F32, (3, 4)))
+    graph = b.graph([(x.map("exp").sum(0) + 1.0).value], ["y"])
+    assert fused_kinds(graph, x=normal(3, 4)) == ["map", "reduce", "map"]
+
+
+def test_sums_over_other_rows_are_not_mixed_in():
+    """The column sums of x are no row value of a kernel over its rows."""
+    b = Builder()
+    x = Term(b, b.input("x", F32, (4, 4)))
+    total = x.sum(1, keepdims=True).transpose(1, 0)
+    graph = b.graph([(x / total).value], ["y"])
+    assert [kind for kind in fused_kinds(graph, x=normal(4, 4) + 9) if kind != "reshape"] == ["rows", "map"]
+
+
+def test_attention_is_two_products_and_a_softmax():
+    b = Builder()
+    q, k, v = (Term(b, b.input(name, F32, (2, 5, 12))) for name in "qkv")
+
+    def heads(x):
+        return x.reshape(2, 5, 3, 4).transpose(0, 2, 1, 3)
+
+    scores = softmax(heads(q).dot(heads(k), batch=((0, 1), (0, 1)), contract=((3,), (3,))) * 0.5)
+    mixed = scores.dot(heads(v), batch=((0, 1), (0, 1)), contract=((3,), (2,)))
+    y = mixed.transpose(0, 2, 1, 3).reshape(2, 5, 12)
+    kinds = fused_kinds(b.graph([y.value], ["y"]), **{name: normal(2, 5, 12) for name in "qkv"})
+    assert [kind for kind in kinds if kind != "reshape"] == ["dot", "rows", "dot"]
+
+
+def test_kernel_stands_after_the_symbol_it_uses():
+    b = Builder()
+    x = Term(b, b.input("x", F32, (6,)))
+    count = b.input("count", I64, ())
+    early = x.map("exp")
+    n = b.bind_dim(count, "n", 0, 6)
+    y = early.part(0, 0, n) * 2.0
+    graph = b.graph([y.value], ["y"])
+    assert fused_kinds(graph, x=normal(6), count=np.array(4)) == ["bind_dim", "map"]
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_loop_bodies_are_fused_too(n):
+    b = Builder()
+    x = b.input("x", F32, (4,))
+    trip, always = b.constant(n, I64), b.constant(True)
+    b.symbols["turn"] = Range(0, n)
+    body = b.region("body")
+    body.input("i", I64, ())
+    carried = Term(body, body.input("c", F32, (4,)))
+    out = (carried * 0.5).map("tanh")
+    region = body.graph([body.constant(True), out.value])
+    attrs = {"carried": 1, "trip": n, "counter": "turn", "always": True, "scans": 0, "scan_extent": 0}
+    (y,) = b.emit_all("loop", (trip, always, x), attrs, (region,))
+    graph = b.graph([y], ["y"])
+    fused = Fuse(named_target("x86-64-v3")).apply(graph)
+    assert [node.op for node in fused.walk() if node.op in ("fused", "map")].count("fused") == 1
+    assert fused_kinds(graph, x=normal(4)) == ["loop"]
