@@ -99,7 +99,7 @@ def lowest(x: Term) -> float:
 
 
 def _window_positions(b: Builder, extents: Sequence[DimLike], pool: Pool) -> tuple[Term, Term]:
-    """Flat spatial position of each (place, tap), 0 where it is outside of the data: [places * taps]; whether it is inside: [places, taps]."""
+    """Flat spatial position of each (place, tap), 0 where it is outside: [places * taps]; whether it is inside: [places, taps]."""
     window, rank = pool.window, len(extents)
     flat, inside = None, None
     for k in range(rank):

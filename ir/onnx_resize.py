@@ -69,7 +69,8 @@ def resize(ctx: OpContext) -> Value:
     axes = [ctx.axis(axis, x.rank) for axis in ctx.attr("axes", None) or range(x.rank)]
     sampling = Sampling(
         ctx.attr("mode", "nearest"), ctx.attr("coordinate_transformation_mode", "half_pixel"),
-        ctx.attr("nearest_mode", "round_prefer_floor"), ctx.attr("cubic_coeff_a", -0.75), bool(ctx.attr("antialias", 0)), bool(ctx.attr("exclude_outside", 0)),
+        ctx.attr("nearest_mode", "round_prefer_floor"), ctx.attr("cubic_coeff_a", -0.75),
+        bool(ctx.attr("antialias", 0)), bool(ctx.attr("exclude_outside", 0)),
         ctx.attr("extrapolation_value", 0.0),
     )  # fmt: skip
     sized = ctx.has(3) and ctx.input(3).shape != (0,)

@@ -51,7 +51,7 @@ class Term:
         if isinstance(other, Value):
             return Term(self.b, other)
         if isinstance(other, Dim):
-            return Term(self.b, self.b.dim(other, self.dtype))
+            return number(self.b, other, self.dtype)
         return Term(self.b, self.b.constant(other, self.dtype))
 
     def map(self, fn: str, *others: Operand) -> Term:
@@ -192,7 +192,7 @@ class Term:
 
 def number(b: Builder, amount: DimLike | float, dtype: DType) -> Term:
     """A scalar of a number or a dimension."""
-    return Term(b, b.dim(amount, dtype) if isinstance(amount, Dim) else b.constant(amount, dtype))
+    return Term(b, b.convert(b.dim(amount), dtype) if isinstance(amount, Dim) else b.constant(amount, dtype))
 
 
 def full(b: Builder, shape: Sequence[DimLike], amount: DimLike | float, dtype: DType) -> Term:

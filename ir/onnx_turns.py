@@ -1,0 +1,158 @@
+"""Importing the body of an ONNX Loop or Scan as the region of a core ``loop``.
+
+The types of carried values come from the body itself: it is imported with the initial types first; extents that
+the body changes get symbols, values that it hands on unchanged become captures, and it is imported again until
+nothing new is learnt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tcompile.ir import dims, dtypes, onnx_content
+from tcompile.ir.dims import Dim, DimLike, Range
+from tcompile.ir.graph import Graph, Value
+from tcompile.ir.onnx_builder import ImportBuilder
+from tcompile.ir.onnx_context import Item, OpContext, Region
+from tcompile.ir.onnx_loops import loop_counter
+
+# arrange(region builder, counter as a value, carried values, whole sequences) -> the body's inputs
+Arrange = Callable[[ImportBuilder, Value, list[Value], list[Value]], list[Item]]
+_MAX_ROUNDS = 16
+
+
+@dataclass(eq=False)
+class Turn:
+    """A body under import. ``initial`` are the outer values that it carries, ``wholes`` outer values that it slices itself.
+
+    ``collect(outputs)`` picks the next carried values out of the body's outputs.
+    """
+
+    ctx: OpContext
+    graph: str
+    trip: DimLike | None
+    initial: list[Value]
+    wholes: list[Value]
+    arrange: Arrange
+    collect: Callable[[list[Item]], list[Item]]
+    fixed: set[int] = field(default_factory=set)  # carried values that no turn changes
+    # (carried, axis) -> the symbols of its extent at the start of a turn and after the loop
+    changing: dict[tuple[int, int], tuple[Dim, Dim]] = field(default_factory=dict)
+    counter: Dim | None = None
+    region: Region | None = None
+
+    def run(self) -> None:
+        """Imports until the types are stable. Raises UnsupportedError where they never are."""
+        self.counter = loop_counter(self.ctx.builder, self.trip)
+        captures = self.ctx.captures(self.graph)
+        for _ in range(_MAX_ROUNDS):
+            symbols, problems = dict(self.ctx.builder.symbols), len(self.ctx.scope.state.problems)
+            self.region = self.ctx.import_region(self.graph, self._inputs, captures)
+            if not self._learn():
+                self._captures = captures
+                return
+            self._forget(symbols, problems)
+        self.ctx.fail("the shapes of the values that the loop carries do not settle")
+
+    def emit(self, trip: Value, going: Value, again: Value | None, scans: Sequence[Value], scan_extent: DimLike | None) -> list[Value]:
+        """Appends the core loop; ``again`` is the body's condition (None: always true). Returns carried finals, then stacks."""
+        rb, b = self.region.builder, self.ctx.builder
+        outputs = self.collect(self.region.outputs)
+        live = self.live
+        body = self._body([again if again is not None else rb.constant(True), *(outputs[k] for k in live), *scans])
+        attrs = {
+            "carried": len(live), "trip": self.trip, "counter": str(self.counter), "always": again is None, "scans": len(scans),
+            "scan_extent": scan_extent, "shape_symbols": self._shape_symbols(live),
+        }  # fmt: skip
+        extra = [value for k, value in enumerate(self.initial) if k in self.fixed and not self._is_known(value)]
+        operands = [trip, going, *(self.initial[k] for k in live), *extra, *self.wholes, *self._captures]
+        results = list(b.emit_all("loop", operands, attrs, (body,)))
+        finals = [self.initial[k] if k in self.fixed else results.pop(0) for k in range(len(self.initial))]
+        return finals + results
+
+    @property
+    def live(self) -> list[int]:
+        """The carried values that turns change."""
+        return [k for k in range(len(self.initial)) if k not in self.fixed]
+
+    def _body(self, outputs: Sequence[Value]) -> Graph:
+        return self.region.close(outputs)
+
+    def _shape_symbols(self, live: Sequence[int]) -> tuple[tuple[int, int, str, str], ...]:
+        place = {k: position for position, k in enumerate(live)}
+        return tuple((place[k], axis, str(inner), str(outer)) for (k, axis), (inner, outer) in self.changing.items())
+
+    def _is_known(self, value: Value) -> bool:
+        return onnx_content.is_known(self.ctx.builder.contents.get(value))
+
+    def _inputs(self, rb: ImportBuilder) -> list[Item]:
+        """Declares the region's inputs in the order of the operands: iteration, carried, fixed, wholes."""
+        iteration = rb.input("iteration", dtypes.I64, ())
+        rb.contents[iteration] = np.array(self.counter, object)
+        self._carried: dict[int, Value] = {}
+        for k in self.live:
+            value = self.initial[k]
+            shape = [self.changing[k, axis][0] if (k, axis) in self.changing else extent for axis, extent in enumerate(value.shape)]
+            self._carried[k] = rb.input(value.name, value.dtype, shape)
+        for k in sorted(self.fixed):
+            self._carried[k] = self._copy(rb, self.initial[k])
+        wholes = [self._declare(rb, value) for value in self.wholes]
+        return self.arrange(rb, iteration, [self._carried[k] for k in range(len(self.initial))], wholes)
+
+    def _copy(self, rb: ImportBuilder, value: Value) -> Value:
+        content = self.ctx.builder.contents.get(value)
+        return rb.known(content, value.dtype) if onnx_content.is_known(content) else self._declare(rb, value)
+
+    def _declare(self, rb: ImportBuilder, value: Value) -> Value:
+        inner = rb.input(value.name, value.dtype, value.shape)
+        content = self.ctx.builder.contents.get(value)
+        if content is not None:
+            rb.contents[inner] = content
+        return inner
+
+    def _learn(self) -> bool:
+        """Compares what a turn hands on with what it was given; whether that changes how the body must be imported."""
+        outputs = self.collect(self.region.outputs)
+        fixed, changing = set(), set()
+        for k in self.live:
+            given, handed = self._carried[k], outputs[k]
+            if not isinstance(handed, Value) or handed.dtype != given.dtype or handed.rank != given.rank:
+                what = handed.type if isinstance(handed, Value) else type(handed).__name__
+                self.ctx.fail(f"carried value {k} is {given.type} before a turn and {what} after it")
+            if handed is given:
+                fixed.add(k)
+            pairs = enumerate(zip(given.shape, handed.shape, strict=True))
+            changing.update((k, axis) for axis, (before, after) in pairs if before != after)
+        new = changing - self.changing.keys()
+        if not fixed and not new:
+            return False
+        self.fixed |= fixed
+        for k, axis in sorted(new):
+            hint = f"{self.initial[k].name}_{axis}"
+            self.changing[k, axis] = tuple(_plain_symbol(self.ctx.builder, hint) for _ in range(2))
+        self.changing = {key: pair for key, pair in self.changing.items() if key[0] not in self.fixed}
+        return True
+
+    def _forget(self, symbols: dict[str, Range], problems: int) -> None:
+        """Drops the symbols and the reports of an import that is done again."""
+        kept = {str(symbol) for pair in self.changing.values() for symbol in pair}
+        table, state = self.ctx.builder.symbols, self.ctx.scope.state
+        for name in set(table) - set(symbols) - kept:
+            del table[name]
+        del state.problems[problems:], state.causes[problems:]
+
+
+def _plain_symbol(b: ImportBuilder, hint: str) -> Dim:
+    """A fresh symbol called after a value, whose name may hold characters that no symbol does."""
+    text = "".join(c if c.isalnum() else "_" for c in hint)
+    symbol = b.fresh_symbol(text if text[:1].isalpha() else f"d_{text}")
+    assert isinstance(symbol, Dim)
+    return symbol
+
+
+def known_extent(ctx: OpContext, count: DimLike) -> DimLike:
+    """A number of turns as an extent: not negative."""
+    return dims.maximum(count, 0, ctx.builder.symbols)
