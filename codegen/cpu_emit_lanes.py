@@ -1,0 +1,94 @@
+"""Instructions over scalars or lanes: operands are brought to one width, results go where ``Function.pure`` puts them."""
+
+from __future__ import annotations
+
+from tcompile.codegen.cpu_emit_function import Function
+from tcompile.codegen.cpu_emit_values import Value, suffix, vector
+
+
+def width(*values: Value) -> int:
+    """The lanes of an operation: those of any operand that has lanes."""
+    for value in values:
+        if value.lanes:
+            return value.lanes
+    return 0
+
+
+def splat(fn: Function, value: Value, scalar: str, lanes: int) -> str:
+    """The operand text of a value at ``lanes`` lanes."""
+    if value.lanes == lanes:
+        return value.name
+    if value.literal:
+        return "zeroinitializer" if value.name in ("0", "false") else f"splat ({scalar} {value.name})"
+    wide = vector(scalar, lanes)
+    first = fn.pure(f"insertelement {wide} poison, {scalar} {value.name}, i64 0", value.depth)
+    return fn.pure(f"shufflevector {wide} {first}, {wide} poison, <{lanes} x i32> zeroinitializer", value.depth)
+
+
+def widened(fn: Function, value: Value, scalar: str, lanes: int) -> Value:
+    """The value at ``lanes`` lanes (itself where it is)."""
+    if value.lanes == lanes:
+        return value
+    made = Value(splat(fn, value, scalar, lanes), value.depth, lanes)
+    made.nan_free = value.nan_free
+    return made
+
+
+def binary(fn: Function, opcode: str, scalar: str, a: Value, b: Value) -> Value:
+    """opcode a, b (arithmetic, bitwise, comparisons: ``fcmp olt``)."""
+    lanes = a.lanes or b.lanes
+    left, right = (splat(fn, a, scalar, lanes), splat(fn, b, scalar, lanes)) if lanes else (a.name, b.name)
+    depth = max(a.depth, b.depth)
+    return Value(fn.pure(f"{opcode} {vector(scalar, lanes)} {left}, {right}", depth), depth, lanes)
+
+
+def unary(fn: Function, opcode: str, scalar: str, a: Value) -> Value:
+    """opcode a (fneg)."""
+    return Value(fn.pure(f"{opcode} {vector(scalar, a.lanes)} {operand(a)}", a.depth), a.depth, a.lanes)
+
+
+def operand(value: Value) -> str:
+    """The text of a value at its own width."""
+    return value.name
+
+
+def convert(fn: Function, opcode: str, source: str, target: str, a: Value) -> Value:
+    """opcode a to target (zext, sitofp, bitcast, ...)."""
+    lanes = a.lanes
+    return Value(fn.pure(f"{opcode} {vector(source, lanes)} {a.name} to {vector(target, lanes)}", a.depth), a.depth, lanes)
+
+
+def select(fn: Function, cond: Value, scalar: str, then: Value, otherwise: Value) -> Value:
+    """then where cond, else otherwise; a uniform condition selects whole vectors."""
+    lanes = width(cond, then, otherwise)
+    kind = vector(scalar, lanes)
+    depth = max(cond.depth, then.depth, otherwise.depth)
+    chooser = f"{vector('i1', cond.lanes)} {cond.name}"
+    text = f"select {chooser}, {kind} {splat(fn, then, scalar, lanes)}, {kind} {splat(fn, otherwise, scalar, lanes)}"
+    return Value(fn.pure(text, depth), depth, lanes)
+
+
+def call(fn: Function, intrinsic: str, scalar: str, *args: Value, tail: str = "") -> Value:
+    """An LLVM intrinsic of one overloaded type whose operands and result have it. ``tail`` is appended to the operands."""
+    lanes = width(*args)
+    kind = vector(scalar, lanes)
+    operands = ", ".join(f"{kind} {splat(fn, arg, scalar, lanes)}" for arg in args)
+    depth = max(arg.depth for arg in args)
+    return Value(fn.pure(f"call {kind} @llvm.{intrinsic}.{suffix(scalar, lanes)}({operands}{tail})", depth), depth, lanes)
+
+
+def iota(lanes: int, scalar: str = "i64", first: int = 0, step: int = 1) -> Value:
+    """The constant vector first, first + step, ..."""
+    return Value("<" + ", ".join(f"{scalar} {first + step * k}" for k in range(lanes)) + ">", 0, lanes)
+
+
+def extract(fn: Function, value: Value, scalar: str, lane: str, depth: int = 0) -> Value:
+    """One lane of a vector."""
+    depth = max(value.depth, depth)
+    return Value(fn.pure(f"extractelement {vector(scalar, value.lanes)} {value.name}, i64 {lane}", depth), depth)
+
+
+def all_lanes(fn: Function, cond: Value) -> Value:
+    """Whether a bool vector holds on all lanes."""
+    bits = fn.pure(f"bitcast <{cond.lanes} x i1> {cond.name} to i{cond.lanes}", cond.depth)
+    return Value(fn.pure(f"icmp eq i{cond.lanes} {bits}, -1", cond.depth), cond.depth)

@@ -1,0 +1,465 @@
+"""Statements: loops, branches, stores, checks. One ``Statements`` emits the body of one kernel.
+
+Loops are bottom-tested behind a guard (none where the extent is a constant), so that the block before the loop
+runs only when its body does, and what leaves the loop can go there. Register buffers become phis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tcompile.codegen import cpu_emit_index as index
+from tcompile.codegen import cpu_emit_lanes as ops
+from tcompile.codegen import cpu_emit_registers as registers
+from tcompile.codegen import cpu_emit_scratch as scratch
+from tcompile.codegen.cpu_emit_expressions import Expressions, storage_type
+from tcompile.codegen.cpu_emit_function import Block as Code
+from tcompile.codegen.cpu_emit_function import Function
+from tcompile.codegen.cpu_emit_index import Lane
+from tcompile.codegen.cpu_emit_memory import Buffer
+from tcompile.codegen.cpu_emit_registers import Key, Registers
+from tcompile.codegen.cpu_emit_values import Value, is_narrow, vector
+from tcompile.errors import InvalidModelError, UnsupportedError
+from tcompile.ir import dims
+from tcompile.ir.dims import Range
+from tcompile.ir.dtypes import I64
+from tcompile.ir.loops import Alloc, Block, Check, For, If, Kernel, Let, Load, LoopKind, Space, Status, Stmt, Store, While
+from tcompile.ir.loops_evaluate import postorder
+from tcompile.ir.target import Target
+
+STATUS_CODES = {status: code for code, status in enumerate(Status, 1)}
+_UNBOUNDED = Range(-(2**63), 2**63 - 1)
+State = dict[tuple[str, Key], Value]
+
+
+class Statements(Expressions):
+    """Emits statements at the current place of ``fn``."""
+
+    def __init__(self, fn: Function, target: Target, kernel: Kernel) -> None:
+        super().__init__(fn, target)
+        self.target = target
+        self.scratch = scratch.plan(kernel)
+        self.register_lanes = registers.lanes_of(kernel)
+        self.first = kernel.body[0] if kernel.body else None
+        self._failures: dict[Status, Code] = {}
+        self._stores: dict[int, tuple[Block, frozenset[str]]] = {}
+
+    # Blocks --------------------------------------------------------------------------------------------------
+
+    def block(self, block: Block) -> None:
+        """Statements with the names they bind, which end with the block."""
+        values, ranges = dict(self.names.values), dict(self.names.ranges)
+        variables, buffers = dict(self.variables), dict(self.buffers)
+        for stmt in block:
+            self._STATEMENTS[type(stmt)](self, stmt)
+        self.names.values, self.names.ranges, self.variables, self.buffers = values, ranges, variables, buffers
+
+    def _nested(self, block: Block) -> None:
+        memo = self.forget()
+        self.block(block)
+        self.recall(memo)
+
+    def _let(self, stmt: Let) -> None:
+        made = self.value(stmt.value)
+        if stmt.name in self.variables or stmt.name in self.names.values:
+            self.forget()  # it meant something else before
+        if stmt.value.dtype == I64:
+            self.names.values[stmt.name] = int(made.name) if made.literal and not made.lanes else made
+            self.names.ranges[stmt.name] = _UNBOUNDED
+        self.variables[stmt.name] = made
+
+    def _alloc(self, stmt: Alloc) -> None:
+        if stmt.space is Space.REGISTER:
+            shape = tuple(stmt.shape)
+            if not all(isinstance(extent, int) for extent in shape):
+                raise InvalidModelError(f"register buffer {stmt.name}: expected a constant shape, got {list(shape)}")
+            self.buffers[stmt.name] = Registers(stmt.name, stmt.dtype, shape, self.register_lanes[stmt.name])
+            return
+        if stmt.space is not Space.STACK:
+            raise UnsupportedError(f"buffer {stmt.name}: no {stmt.space} memory on a CPU")
+        self.buffers[stmt.name] = Buffer(stmt.name, stmt.dtype, stmt.shape, self._stack(stmt), stmt.name)
+        self.touched(stmt.name)
+
+    def _stack(self, stmt: Alloc) -> Value:
+        offset = self.scratch.offsets[id(stmt)]
+        if offset is None:
+            size = scratch.bytes_of(stmt)
+            return Value(self.fn.alloca(f"[{max(size, 16)} x i8]", 64 if size >= 64 else 16))
+        place = index.as_value(index.value(self.names, offset))
+        return Value(self.fn.pure(f"getelementptr i8, ptr %scratch, i64 {place.name}", place.depth), place.depth)
+
+    def _store(self, stmt: Store) -> None:
+        mask = None if stmt.mask is None else self.value(stmt.mask)
+        if mask is not None and mask.name == "true":
+            mask = None
+        made, buffer = self.value(stmt.value), self._buffer(stmt.buffer)
+        if isinstance(buffer, Registers):
+            active = self.active if buffer.lanes else None
+            both = mask if active is None else active if mask is None else ops.binary(self.fn, "and", "i1", mask, active)
+            self.write_register(buffer, stmt.indices, made, both)
+        else:
+            self.memory.store(buffer, stmt.indices, made, mask, self.active, self.lanes)
+        self.touched(stmt.buffer)
+
+    def _check(self, stmt: Check) -> None:
+        cond = self.value(stmt.cond)
+        if cond.lanes:
+            if self.active is not None:
+                idle = ops.binary(self.fn, "xor", "i1", self.active, Value("true"))
+                cond = ops.binary(self.fn, "or", "i1", cond, idle)
+            cond = ops.all_lanes(self.fn, cond)
+        if cond.name == "true":
+            return
+        following = self.fn.block()
+        self.fn.effect(f"br i1 {cond.name}, label %{following.label}, label %{self._failure(stmt.status).label}")
+        self.fn.enter(following)
+        self.fn.checked()
+
+    def _failure(self, status: Status) -> Code:
+        if status not in self._failures:
+            made = self._failures[status] = self.fn.block(f"fail{STATUS_CODES[status]}")
+            made.lines.append(f"ret i32 {STATUS_CODES[status]}")
+        return self._failures[status]
+
+    # Branches ------------------------------------------------------------------------------------------------
+
+    def _if(self, stmt: If) -> None:
+        cond = self.value(stmt.cond)
+        if cond.lanes:
+            cond = ops.extract(self.fn, cond, "i1", "0")  # uniform by contract
+        if cond.literal:
+            self._nested(stmt.then if cond.name == "true" else stmt.otherwise)
+            return
+        before, state = self.fn.current, self._state()
+        ends = [self._branch(block, state) for block in (stmt.then, stmt.otherwise)]
+        merge = self.fn.block()
+        before.lines.append(f"br i1 {cond.name}, label %{ends[0][0].label}, label %{ends[1][0].label}")
+        for _, last, _ in ends:
+            last.lines.append(f"br label %{merge.label}")
+        self.fn.enter(merge)
+        self._merge([(last, after) for _, last, after in ends], state)
+
+    def _branch(self, block: Block, state: State) -> tuple[Code, Code, State]:
+        self._restore(state)
+        first = self.fn.block()
+        self.fn.push(first, unconditional=False)
+        self._nested(block)
+        after = self._state()
+        return first, self.fn.pop(), after
+
+    def _merge(self, ends: list[tuple[Code, State]], before: State) -> None:
+        for key in dict.fromkeys(key for _, after in ends for key in after):
+            values = [after.get(key) or self.register(self.buffers[key[0]], key[1]) for _, after in ends]
+            if values[0] is values[1]:
+                continue
+            sources = ", ".join(f"[ {_raw(value)}, %{last.label} ]" for value, (last, _) in zip(values, ends, strict=True))
+            buffer = self.buffers[key[0]]
+            name = self.fn.value(f"phi {_register_type(buffer)} {sources}")
+            buffer.values[key[1]] = _register(buffer, name, self.fn.depth)
+
+    def _state(self) -> State:
+        return {
+            (name, key): value
+            for name, buffer in self.buffers.items()
+            if isinstance(buffer, Registers)
+            for key, value in buffer.values.items()
+        }
+
+    def _restore(self, state: State) -> None:
+        for buffer in self.buffers.values():
+            if isinstance(buffer, Registers):
+                buffer.values = {}
+        for (name, key), value in state.items():
+            self.buffers[name].values[key] = value
+
+    # Loops ---------------------------------------------------------------------------------------------------
+
+    def _for(self, loop: For) -> None:
+        match loop.kind:
+            case LoopKind.UNROLLED:
+                self._unrolled(loop)
+            case LoopKind.VECTOR:
+                self._vector(loop)
+            case LoopKind.PARALLEL:
+                self._parallel(loop)
+            case LoopKind.SERIAL:
+                self._serial(loop)
+            case _:
+                raise UnsupportedError(f"loop {loop.var}: a CPU has no {loop.kind} loops")
+
+    def _bound(self, loop: For, place: int | Value | Lane) -> None:
+        self.names.values[loop.var] = place
+        self.variables.pop(loop.var, None)
+        self.names.ranges[loop.var] = Range(0, loop.extent - 1)
+
+    def _body(self, loop: For, place: int | Value | Lane) -> None:
+        """The body for one value of the variable."""
+        outer = self.names.values.get(loop.var), self.names.ranges.get(loop.var), self.variables.get(loop.var)
+        self._bound(loop, place)
+        self._nested(loop.body)
+        for table, old in zip((self.names.values, self.names.ranges, self.variables), outer, strict=True):
+            table.pop(loop.var, None)
+            if old is not None:
+                table[loop.var] = old
+
+    def _unrolled(self, loop: For) -> None:
+        if not isinstance(loop.extent, int):
+            raise InvalidModelError(f"unrolled loop {loop.var}: expected a constant extent, got {loop.extent}")
+        for place in range(loop.extent):
+            self._body(loop, place)
+
+    def _serial(self, loop: For) -> None:
+        extent = index.value(self.names, loop.extent)
+        if self.lanes:
+            raise InvalidModelError(f"serial loop {loop.var} inside a vector loop", hint="unroll it, or make the loop around it serial")
+        if isinstance(extent, int) and extent <= 1:
+            if extent == 1:
+                self._body(loop, 0)
+            return
+        self._counted(0, extent, 1, loop.body, lambda place: self._body(loop, place))
+
+    def _parallel(self, loop: For) -> None:
+        if loop is not self.first:
+            raise InvalidModelError(f"parallel loop {loop.var}: expected the first statement of the kernel")
+        begin, end = Value("%begin"), Value("%end")
+        self._counted(begin, end, 1, loop.body, lambda place: self._body(loop, place))
+
+    def _vector(self, loop: For) -> None:
+        if self.lanes:
+            raise InvalidModelError(f"vector loop {loop.var} inside another")
+        if loop.width == 1:
+            self._serial(loop)
+            return
+        extent = index.value(self.names, loop.extent)
+        if isinstance(extent, int):
+            self._constant_lanes(loop, extent)
+        else:
+            self._any_lanes(loop, extent)
+
+    def _with_lanes(self, loop: For, start: int | Value, lanes: int, active: Value | None = None) -> None:
+        self.lanes, self.active = lanes, active
+        self._body(loop, Lane(start, lanes))
+        self.lanes, self.active = 0, None
+
+    def _constant_lanes(self, loop: For, extent: int) -> None:
+        full, rest = divmod(max(extent, 0), loop.width)
+        if full > 1 and not self._uses_registers(loop):
+            self._counted(0, full * loop.width, loop.width, loop.body, lambda start: self._with_lanes(loop, start, loop.width))
+        else:
+            for number in range(full):
+                self._with_lanes(loop, number * loop.width, loop.width)
+        start = full * loop.width
+        if rest == 1:
+            self._body(loop, start)
+        elif rest and self._masks(loop):
+            mask = Value("<" + ", ".join(f"i1 {k < rest}".lower() for k in range(loop.width)) + ">", 0, loop.width)
+            self._with_lanes(loop, start, loop.width, mask)
+        elif rest:
+            self._with_lanes(loop, start, rest)
+
+    def _any_lanes(self, loop: For, extent: Value) -> None:
+        full = ops.binary(self.fn, "and", "i64", extent, Value(str(-loop.width)))
+        self._counted(0, full, loop.width, loop.body, lambda start: self._with_lanes(loop, start, loop.width))
+        if not self._masks(loop):
+            self._counted(full, extent, 1, loop.body, lambda place: self._body(loop, place))
+            return
+        rest = ops.binary(self.fn, "sub", "i64", extent, full)
+        counts = ops.binary(self.fn, "icmp ult", "i64", ops.iota(loop.width), rest)
+        self._counted(full, extent, loop.width, loop.body, lambda start: self._with_lanes(loop, start, loop.width, counts), once=True)
+
+    def _masks(self, loop: For) -> bool:
+        """Whether a masked tail needs no lane-by-lane access: the target masks every width that lanes access."""
+        return all(size in self.target.mask_bytes for size in self._accessed(loop.body))
+
+    def _accessed(self, block: Block) -> frozenset[int]:
+        """Element sizes of the memory accesses of a block."""
+        found: set[int] = set()
+        for stmt in _walk(block):
+            for expr in postorder(*_roots(stmt)):
+                if isinstance(expr, Load):
+                    found.add(expr.dtype.bytes)
+            if isinstance(stmt, Store):
+                found.add(stmt.value.dtype.bytes)
+        return frozenset(found)
+
+    def _uses_registers(self, loop: For) -> bool:
+        """Whether a body indexes registers by the lane variable, so that the start must be a constant."""
+        accesses = [(stmt.buffer, stmt.indices) for stmt in _walk(loop.body) if isinstance(stmt, Store)]
+        for stmt in _walk(loop.body):
+            accesses += [(expr.buffer, expr.indices) for expr in postorder(*_roots(stmt)) if isinstance(expr, Load)]
+        return any(name in self.register_lanes and loop.var in dims.shape_symbols(indices) for name, indices in accesses)
+
+    # Control flow --------------------------------------------------------------------------------------------
+
+    def _counted(
+        self, start: int | Value, stop: int | Value, step: int, body: Block, emit: Callable[[Value], None], *, once: bool = False
+    ) -> None:
+        """for place = start; place < stop; place += step: emit(place). ``once``: one turn at most."""
+        stored = self.stored(body)
+        guarded = not (isinstance(start, int) and isinstance(stop, int) and start < stop)
+        first, last = index.as_value(start), index.as_value(stop)
+        guard: Code | None = None
+        cond = ""
+        if guarded:
+            cond = ops.binary(self.fn, "icmp slt", "i64", first, last)
+            before = self._state()
+            guard = self.fn.current
+            preheader = self.fn.block()
+            self.fn.push(preheader, unconditional=False)
+        else:
+            preheader = self.fn.current
+            before = {}
+        for name in sorted(stored):
+            self.touched(name)
+        if once:
+            emit(first)
+            end = self.fn.current
+        else:
+            end = self._loop(preheader, first, last, step, stored, emit)
+        if guard is None:
+            return
+        end = self.fn.pop()
+        after = self._state()
+        exit_block = self.fn.block()
+        guard.lines.append(f"br i1 {cond.name}, label %{preheader.label}, label %{exit_block.label}")
+        end.lines.append(f"br label %{exit_block.label}")
+        self.fn.enter(exit_block)
+        self._merge([(end, after), (guard, before)], before)
+
+    def _loop(self, preheader: Code, first: Value, last: Value, step: int, stored: frozenset[str], emit: Callable[[Value], None]) -> Code:
+        """A loop of at least one turn; ends in its exit block."""
+        outer_depth = self.fn.depth
+        header = self.fn.block()
+        self.fn.push(header, unconditional=True, stored=self._groups(stored))
+        place = Value(self.fn.name(), self.fn.depth)
+        header.lines.append("")
+        phis = self._open_phis(stored)
+        emit(place)
+        latch = self.fn.current
+        following = self.fn.value(f"add nuw nsw i64 {place.name}, {step}")
+        more = self.fn.value(f"icmp slt i64 {following}, {last.name}")
+        exit_block = self.fn.block()
+        self.fn.effect(f"br i1 {more}, label %{header.label}, label %{exit_block.label}")
+        header.lines[0] = f"{place.name} = phi i64 [ {first.name}, %{preheader.label} ], [ {following}, %{latch.label} ]"
+        self._close_phis(phis, header, preheader, latch)
+        self.fn.pop()
+        preheader.lines.append(f"br label %{header.label}")
+        self.fn.enter(exit_block)
+        self._leave(outer_depth)
+        return exit_block
+
+    def _open_phis(self, stored: frozenset[str]) -> list[tuple[int, Registers, Key, str, Value]]:
+        """A phi for each register that a loop may change; lines to be filled when the loop is written."""
+        header, made = self.fn.current, []
+        for name in sorted(stored):
+            buffer = self.buffers.get(name)
+            if not isinstance(buffer, Registers):
+                continue
+            for key in buffer.keys():
+                before, phi = self.register(buffer, key), self.fn.name()
+                made.append((len(header.lines), buffer, key, phi, before))
+                header.lines.append("")
+                buffer.values[key] = _register(buffer, phi, self.fn.depth)
+        return made
+
+    def _close_phis(self, phis: list[tuple[int, Registers, Key, str, Value]], header: Code, preheader: Code, latch: Code) -> None:
+        for line, buffer, key, phi, before in phis:
+            after = buffer.values[key]
+            header.lines[line] = (
+                f"{phi} = phi {_register_type(buffer)} [ {_raw(before)}, %{preheader.label} ], [ {_raw(after)}, %{latch.label} ]"
+            )
+
+    def _leave(self, depth: int) -> None:
+        """Registers assigned in scopes that ended: their values dominate what follows at ``depth``."""
+        for buffer in self.buffers.values():
+            if isinstance(buffer, Registers):
+                for key, value in buffer.values.items():
+                    if value.depth > depth:
+                        buffer.values[key] = _register(buffer, _raw(value), depth)
+
+    def _while(self, stmt: While) -> None:
+        if self.lanes:
+            raise InvalidModelError("While inside a vector loop")
+        stored = self.stored(stmt.body)
+        outer_depth, preheader = self.fn.depth, self.fn.current
+        for name in sorted(stored):
+            self.touched(name)
+        header = self.fn.block()
+        self.fn.push(header, unconditional=True, stored=self._groups(stored))
+        phis = self._open_phis(stored)
+        memo = self.forget()
+        cond, test = self.value(stmt.cond), self.fn.current
+        self.recall(memo)
+        body = self.fn.block()
+        state = self._state()
+        self.fn.push(body, unconditional=False)
+        self._nested(stmt.body)
+        latch = self.fn.pop()
+        self._close_phis(phis, header, preheader, latch)
+        exit_block = self.fn.block()
+        latch.lines.append(f"br label %{header.label}")
+        test.lines.append(f"br i1 {cond.name}, label %{body.label}, label %{exit_block.label}")
+        self.fn.pop()
+        preheader.lines.append(f"br label %{header.label}")
+        self.fn.enter(exit_block)
+        self._restore(state)
+        self._leave(outer_depth)
+        for name in sorted(stored):
+            self.touched(name)
+
+    # What a block stores to ----------------------------------------------------------------------------------
+
+    def stored(self, block: Block) -> frozenset[str]:
+        """Names of the buffers that a block stores to and that are known here."""
+        known = self._stores.get(id(block))
+        if known is None or known[0] is not block:
+            names = frozenset(stmt.buffer for stmt in _walk(block) if isinstance(stmt, Store))
+            known = self._stores[id(block)] = (block, names)
+        return frozenset(name for name in known[1] if name in self.buffers)
+
+    def _groups(self, names: frozenset[str]) -> frozenset[str]:
+        return frozenset(buffer.group if isinstance(buffer := self.buffers[name], Buffer) else name for name in names)
+
+    _STATEMENTS: dict[type, Callable[[Statements, Stmt], None]] = {
+        Let: _let,
+        Alloc: _alloc,
+        Store: _store,
+        Check: _check,
+        If: _if,
+        For: _for,
+        While: _while,
+    }
+
+
+def _register_type(buffer: Registers) -> str:
+    return vector(storage_type(buffer.dtype), buffer.lanes)
+
+
+def _register(buffer: Registers, name: str, depth: int) -> Value:
+    return Value(None, depth, buffer.lanes, name) if is_narrow(buffer.dtype) else Value(name, depth, buffer.lanes)
+
+
+def _raw(value: Value) -> str:
+    """The text of a register: the stored bits of a narrow float."""
+    return value.bits if value.bits is not None else value.name
+
+
+def _walk(block: Block):
+    for stmt in block:
+        yield stmt
+        if isinstance(stmt, For | While):
+            yield from _walk(stmt.body)
+        elif isinstance(stmt, If):
+            yield from _walk(stmt.then)
+            yield from _walk(stmt.otherwise)
+
+
+def _roots(stmt: Stmt) -> tuple:
+    match stmt:
+        case Store(value=value, mask=mask):
+            return (value,) if mask is None else (value, mask)
+        case Let(value=value):
+            return (value,)
+        case Check(cond=cond) | If(cond=cond) | While(cond=cond):
+            return (cond,)
+    return ()

@@ -1,0 +1,171 @@
+"""Loop IR kernels to LLVM IR text, and LLVM IR to objects and assembly. Nothing else knows LLVM.
+
+The text of a kernel is an exported function of the kernel's name with the ABI ``tc_kernel`` (see
+``runtime/native/tcompile.h``), which loads pointers and dims and calls an internal function whose parameters carry
+what is known of them. The code calls nothing: every function is "no-builtins", transcendentals are expanded.
+
+LLVM's passes add little to code that is vectorised, hoisted and in SSA form as written, so few run; none that
+turns loops into calls of memcpy, and no vectoriser.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from functools import lru_cache
+
+from tcompile.codegen import cpu_emit_scratch
+from tcompile.codegen.cpu_emit_function import Function
+from tcompile.codegen.cpu_emit_memory import ZEROS, Buffer
+from tcompile.codegen.cpu_emit_statements import Statements
+from tcompile.codegen.cpu_emit_values import Value
+from tcompile.errors import Error
+from tcompile.ir.dims import DimLike
+from tcompile.ir.loops import Access, Kernel
+from tcompile.ir.target import Target
+
+VERSION = 1  # of the code made here; part of every cache key
+_DEPTH = 20000  # expressions may nest deeper than Python's default limit
+
+
+class CodegenError(Error):
+    """LLVM refused the text of a module, or failed on it: a bug of ours, named after the module."""
+
+
+def emit_kernel(kernel: Kernel, target: Target) -> str:
+    """The LLVM IR text of a module that exports one kernel. Raises InvalidModelError, UnsupportedError."""
+    return emit_module((kernel,), target)
+
+
+def emit_module(kernels: Iterable[Kernel], target: Target) -> str:
+    """The LLVM IR text of one module with several kernels, whose names differ. Small kernels compile faster together."""
+    functions, zeros = [], False
+    for kernel in kernels:
+        text, uses_zeros = _emit_functions(kernel, target)
+        functions.append(text)
+        zeros |= uses_zeros
+    head = [f'target triple = "{target.triple}"']
+    if zeros:
+        head.append(f"{ZEROS} = private unnamed_addr constant [16 x i8] zeroinitializer, align 16")
+    return "\n".join((*head, *functions, _attributes(target), ""))
+
+
+def scratch_bytes(kernel: Kernel) -> DimLike:
+    """The bytes of scratch that each thread running a kernel needs, aligned to 64."""
+    return cpu_emit_scratch.plan(kernel).total
+
+
+def _attributes(target: Target) -> str:
+    features = "".join(f'"target-features"="{_features(target)}" ' if target.features else "")
+    return f'attributes #0 = {{ nounwind "no-builtins" "target-cpu"="{target.cpu}" {features}"prefer-vector-width"="{8 * target.vector_bytes}" }}'
+
+
+def _features(target: Target) -> str:
+    return ",".join(f"+{name}" for name in target.features)
+
+
+def _emit_functions(kernel: Kernel, target: Target) -> tuple[str, bool]:
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), _DEPTH))
+    fn = Function()
+    emitter = Statements(fn, target, kernel)
+    groups = _groups(kernel)
+    for position, param in enumerate(kernel.params):
+        emitter.buffers[param.name] = Buffer(param.name, param.dtype, param.shape, Value(f"%p{position}"), groups[param.name])
+    for position, name in enumerate(kernel.dims):
+        emitter.names.values[name] = Value(f"%d{position}")
+    emitter.block(kernel.body)
+    fn.effect("ret i32 0")
+    body = "\n".join(fn.text())
+    parameters = ", ".join(_parameters(kernel, groups))
+    inner = f'define internal i32 @"{kernel.name}.body"({parameters}) noinline #0 {{\n{body}\n}}'
+    return f"{_entry(kernel)}\n{inner}", emitter.memory.uses_zeros
+
+
+def _groups(kernel: Kernel) -> dict[str, str]:
+    """For each parameter, the name of the first one that may be the same buffer."""
+    groups = {param.name: param.name for param in kernel.params}
+    for a, b in kernel.aliases:
+        keep, drop = groups[kernel.params[a].name], groups[kernel.params[b].name]
+        groups = {name: keep if group == drop else group for name, group in groups.items()}
+    return groups
+
+
+def _parameters(kernel: Kernel, groups: dict[str, str]) -> Iterable[str]:
+    members = list(groups.values())
+    for position, param in enumerate(kernel.params):
+        alone = members.count(groups[param.name]) == 1
+        attributes = [*(["noalias"] if alone else []), *(["readonly"] if param.access is Access.IN else [])]
+        yield f"ptr {' '.join([*attributes, f'%p{position}'])}"
+    yield from (f"i64 %d{position}" for position in range(len(kernel.dims)))
+    yield from ("i64 %begin", "i64 %end", "ptr noalias %scratch")
+
+
+def _entry(kernel: Kernel) -> str:
+    lines, arguments = [], []
+    kinds = ["ptr"] * len(kernel.params) + ["i64"] * len(kernel.dims)
+    for position, kind in enumerate(kinds):
+        lines.append(f"%a{position} = getelementptr i64, ptr %args, i64 {position}")
+        lines.append(f"%v{position} = load {kind}, ptr %a{position}, align 8")
+        arguments.append(f"{kind} %v{position}")
+    arguments += ["i64 %begin", "i64 %end", "ptr %scratch"]
+    lines.append(f'%status = call i32 @"{kernel.name}.body"({", ".join(arguments)})')
+    lines.append("ret i32 %status")
+    text = "\n".join(lines)
+    return f'define i32 @"{kernel.name}"(ptr %args, i64 %begin, i64 %end, ptr %scratch) #0 {{\n{text}\n}}'
+
+
+# LLVM -------------------------------------------------------------------------------------------------------
+
+
+def compile_module(ir_text: str, target: Target) -> bytes:
+    """The relocatable object of a module. Raises CodegenError with LLVM's words."""
+    return _machine(target).emit_object(_optimised(ir_text, target))
+
+
+def assembly(ir_text: str, target: Target) -> str:
+    """The assembly text of a module. Raises CodegenError with LLVM's words."""
+    return _machine(target).emit_assembly(_optimised(ir_text, target))
+
+
+def optimised_text(ir_text: str, target: Target) -> str:
+    """The LLVM IR of a module as instruction selection sees it."""
+    return str(_optimised(ir_text, target))
+
+
+def _optimised(ir_text: str, target: Target):
+    from llvmlite import binding
+
+    machine = _machine(target)
+    try:
+        module = binding.parse_assembly(ir_text)
+        module.verify()
+    except RuntimeError as error:
+        raise CodegenError(f"LLVM refuses the module: {error}", hint="this is a bug in the CPU code generator") from error
+    builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=2))
+    passes = binding.create_new_function_pass_manager()
+    passes.add_sroa_pass()
+    passes.add_simplify_cfg_pass()
+    for function in module.functions:
+        if not function.is_declaration:
+            passes.run(function, builder)
+    return module
+
+
+@lru_cache(maxsize=16)
+def _machine(target: Target):
+    from llvmlite import binding
+
+    _initialise()
+    made = binding.Target.from_triple(target.triple).create_target_machine(
+        cpu=target.cpu, features=_features(target), opt=2, reloc="pic", codemodel="small"
+    )
+    made.set_asm_verbosity(False)
+    return made
+
+
+@lru_cache(maxsize=1)
+def _initialise() -> None:
+    from llvmlite import binding
+
+    binding.initialize_all_targets()
+    binding.initialize_all_asmprinters()
