@@ -141,7 +141,7 @@ class Builder:
         """out[i, ...] = in[start + i * step, ...] for i < size, per axis; steps may be negative."""
         step = tuple(step) if step is not None else (1,) * value.rank
         start, size = tuple(start), tuple(size)
-        if size == value.shape and not any(start) and set(step) <= {1}:
+        if size == value.shape and all(first == 0 for first in start) and set(step) <= {1}:
             return value
         return self.emit("slice", value, start=start, size=size, step=step)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from tcompile.errors import InvalidModelError, UnsupportedError
-from tcompile.ir import dtypes, onnx_content
+from tcompile.ir import dims, dtypes, onnx_content
 from tcompile.ir.dims import DimLike
 from tcompile.ir.dtypes import DType
 from tcompile.ir.graph import Graph, TensorType, Value
@@ -19,6 +19,7 @@ from tcompile.ir.onnx_builder import ImportBuilder
 if TYPE_CHECKING:
     from tcompile.ir.onnx_import import Scope
 
+ANY_INTEGER = -(2**62)  # the lower end of a symbol that is no extent
 _MISSING = object()
 
 
@@ -38,14 +39,30 @@ class OptionalValue:
 
 
 @dataclass(frozen=True, eq=False)
+class StackedSequence:
+    """An ONNX sequence of tensors of one type whose length is an extent: ``stack`` holds them along a new axis 0."""
+
+    stack: Value
+
+
+@dataclass(frozen=True, eq=False)
+class GrowingSequence:
+    """A sequence that a loop under import carries and only appends to: what the present turn has appended."""
+
+    appended: tuple[Value, ...]
+    dtype: DType | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class HostConstant:
     """A constant that no tensor type holds: strings (an object array of str)."""
 
     array: np.ndarray
 
 
-Item = Value | SequenceValue | OptionalValue | HostConstant
+Item = Value | SequenceValue | StackedSequence | GrowingSequence | OptionalValue | HostConstant
 Outputs = Item | Sequence[Item | None]
+RegionInputs = Sequence[TensorType | SequenceValue | OptionalValue] | Callable[[ImportBuilder], Sequence[Item]]
 
 
 @dataclass(eq=False)
@@ -204,11 +221,12 @@ class OpContext:
         """
         return self.expressions(self.input(k), hint)
 
-    def expressions(self, value: Value, hint: str = "d") -> list[DimLike]:
-        """As ``shape_operand``, for any integer tensor of rank <= 1."""
+    def expressions(self, value: Value, hint: str = "d", *, lo: int | None = 0) -> list[DimLike]:
+        """As ``shape_operand``, for any integer tensor of rank <= 1; ``lo`` None allows all integers."""
         b = self.builder
+        lo = ANY_INTEGER if lo is None else lo
         if value.rank == 0:
-            return [b.bind_dim(b.convert(value, dtypes.I64), hint)]
+            return [b.bind_dim(b.convert(value, dtypes.I64), hint, lo)]
         if value.rank != 1 or not isinstance(value.shape[0], int):
             self.fail(f"the shape operand {value.name} has the type {value.type}", hint="its length must be known when compiling")
         content = b.contents.get(value)
@@ -216,9 +234,14 @@ class OpContext:
         for j, item in enumerate(content):
             if item is onnx_content.UNKNOWN:
                 element = b.reshape(b.slice_axis(b.convert(value, dtypes.I64), 0, j, 1), ())
-                content[j] = b.bind_dim(element, hint)
+                content[j] = b.bind_dim(element, hint, lo)
         b.contents[value] = content
         return list(content)
+
+    def is_run_time(self, *exprs: DimLike) -> bool:
+        """Whether an expression uses a symbol that is no dimension of an input and may be negative."""
+        ranges = self.builder.symbols
+        return any(ranges[name].lo == ANY_INTEGER for name in dims.shape_symbols(exprs))
 
     def axes_operand(self, k: int, attr: str, rank: int) -> list[int] | None:
         """Axes given by operand k or, in older opsets, by an attribute; normalised to [0, rank). None where neither is there."""
@@ -246,13 +269,12 @@ class OpContext:
         """
         return self.scope.captured_values([self.attr(graph) for graph in graphs])
 
-    def import_region(
-        self, graph: str, inputs: Sequence[TensorType | SequenceValue | OptionalValue], captures: Sequence[Value] = ()
-    ) -> Region:
+    def import_region(self, graph: str, inputs: RegionInputs, captures: Sequence[Value] = ()) -> Region:
         """Imports a graph attribute as a closed region.
 
-        ``inputs`` are the types of its declared inputs (fewer leave the rest to their initializers); ``captures``
-        are outer values that become further region inputs, in order.
+        ``inputs`` are the types of its declared inputs (fewer leave the rest to their initializers), or a function
+        that declares them with the region's builder and returns the items; ``captures`` are outer values that
+        become further region inputs, in order.
         """
         return self.scope.import_region(self.attr(graph), graph, inputs, captures)
 

@@ -15,6 +15,7 @@ FAMILIES = (
     "onnx_tensor",
     "onnx_gather",
     "onnx_reduce",
+    "onnx_matmul",
     "onnx_conv",
     "onnx_pool",
     "onnx_norm",

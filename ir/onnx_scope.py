@@ -16,7 +16,7 @@ from tcompile.ir import onnx_content, onnx_model
 from tcompile.ir.dtypes import DType, from_numpy, from_onnx
 from tcompile.ir.graph import TensorType, Value
 from tcompile.ir.onnx_builder import ImportBuilder
-from tcompile.ir.onnx_context import HostConstant, Item, OpContext, OptionalValue, Region, SequenceValue
+from tcompile.ir.onnx_context import HostConstant, Item, OpContext, OptionalValue, Region, RegionInputs, SequenceValue, StackedSequence
 from tcompile.ir.onnx_registry import find_handler
 
 MAX_INLINING = 64  # nested function calls; more is a cycle
@@ -105,6 +105,8 @@ class Scope:
             return SequenceValue(tuple(map(self._translate, item.elements)), item.dtype)
         if isinstance(item, OptionalValue):
             return OptionalValue(None if item.element is None else self._translate(item.element))
+        if isinstance(item, StackedSequence):
+            return StackedSequence(self._translate(item.stack))
         if not isinstance(item, Value):
             return item
         if item not in self.captured:
@@ -279,12 +281,15 @@ class Scope:
         return list(found)
 
     def import_region(
-        self, graph: onnx.GraphProto, name: str, inputs: Sequence[TensorType | SequenceValue | OptionalValue], captures: Sequence[Value]
+        self, graph: onnx.GraphProto, name: str, inputs: RegionInputs, captures: Sequence[Value]
     ) -> Region:
         """See ``OpContext.import_region``."""
         builder = self.builder.region(graph.name or name)
         scope = Scope(self.state, builder, self.opsets, self, self.attributes, depth=self.depth)
-        items = [_region_input(builder, info.name, item) for info, item in zip(graph.input, inputs, strict=False)]
+        if callable(inputs):
+            items = inputs(builder)
+        else:
+            items = [_region_input(builder, info.name, item) for info, item in zip(graph.input, inputs, strict=False)]
         explicit = list(builder.inputs)
         for value in captures:
             scope.captured[value] = inner = builder.input(value.name, value.dtype, value.shape)
@@ -344,6 +349,8 @@ def _values(item: Any) -> Iterator[Value]:
             yield from _values(element)
     elif isinstance(item, OptionalValue) and item.element is not None:
         yield from _values(item.element)
+    elif isinstance(item, StackedSequence):
+        yield item.stack
     elif item is FAILED:
         raise Reported("a captured value was not imported")
 
@@ -409,12 +416,15 @@ def _function_body(node: onnx.NodeProto, schema: onnx.defs.OpSchema | None, opse
         return None
     if schema.has_function:
         versions = [version for version in schema.function_opset_versions if version <= opset]
-        return schema.get_function_with_opset_version(max(versions)) if versions else None
+        return _parsed_function(schema.get_function_with_opset_version(max(versions))) if versions else None
     versions = [version for version in schema.context_dependent_function_opset_versions if version <= opset]
     if not versions:
         return None
     types = [_type_proto(item).SerializeToString() for item in inputs]
-    data = schema.get_context_dependent_function_with_opset_version(max(versions), node.SerializeToString(), types)
+    return _parsed_function(schema.get_context_dependent_function_with_opset_version(max(versions), node.SerializeToString(), types))
+
+
+def _parsed_function(data: bytes) -> onnx.FunctionProto:
     function = onnx.FunctionProto()
     function.ParseFromString(data)
     return function
