@@ -1,0 +1,99 @@
+"""A kernel under construction: its parameters stand for graph values, its body is a ``Nest``.
+
+A draft works on the operands of one node, a fused one included: the region's inputs are taken for the
+operands they stand for, scalar constants and dims become part of the code, everything else is a parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from tcompile.codegen.access import ravel
+from tcompile.codegen.inline import Element, Inliner, Source, Stored
+from tcompile.codegen.nest import Nest
+from tcompile.ir.dims import DimLike, Ranges, Shape
+from tcompile.ir.graph import Node, Value
+from tcompile.ir.loops import Access, Expr, Kernel, Param
+
+
+@dataclass
+class Scope:
+    """What a lowering may know of its surroundings.
+
+    ``scalars`` holds the producers of operands that are worth repeating in every kernel: constants of one element
+    and dims.
+    """
+
+    ranges: Ranges = field(default_factory=dict)
+    scalars: Mapping[Value, Node] = field(default_factory=dict)
+
+
+class Draft:
+    """One kernel being written for ``node``; ``finish`` gives the kernel and the values of its parameters."""
+
+    def __init__(self, name: str, node: Node, scope: Scope) -> None:
+        self.name, self.node, self.scope = name, node, scope
+        self.nest = Nest(scope.ranges)
+        self.flops: DimLike = 0
+        self.tags: dict[str, str] = {}
+        self._params: dict[Value, Param] = {}
+        self._operands = _region_operands(node)
+        producers = {**scope.scalars, **(node.regions[0].producers() if node.op == "fused" else {})}
+        self.inliner = Inliner(self.nest, producers, missing=self._source)
+
+    def operand(self, value: Value) -> Value:
+        """The value outside of a fused region that a region input stands for."""
+        return self._operands.get(value, value)
+
+    def read(self, value: Value) -> str:
+        """The name of the parameter that holds a value."""
+        return self._param(self.operand(value), Access.IN)
+
+    def write(self, value: Value, access: Access = Access.OUT) -> str:
+        """The name of the parameter that receives a value."""
+        return self._param(value, access)
+
+    def element(self, value: Value, indices: Shape, guard: Expr | None = None) -> Expr:
+        """The expression of one element."""
+        return self.inliner.value(value, indices, guard)
+
+    def bind(self, value: Value, element: Element) -> None:
+        """Elements of ``value`` come from a callback from now on."""
+        self.inliner.bind(value, element)
+
+    def store(self, value: Value, indices: Shape, element: Expr) -> None:
+        """Writes one element of an output."""
+        self.nest.store(self.write(value), ravel(indices, value.shape), element)
+
+    def finish(self) -> tuple[Kernel, tuple[Value, ...]]:
+        """The kernel, inputs before outputs, and the values its parameters stand for."""
+        entries = sorted(self._params.items(), key=lambda item: item[1].access is not Access.IN)
+        params = tuple(param for _, param in entries)
+        kernel = Kernel(self.name, params, (), self.nest.block(), flops=self.flops, tags=self.tags)
+        return kernel, tuple(value for value, _ in entries)
+
+    def _param(self, value: Value, access: Access) -> str:
+        if value not in self._params:
+            self._params[value] = Param(self.nest.fresh("p"), value.dtype, (value.type.size,), access)
+        return self._params[value].name
+
+    def _source(self, value: Value) -> Source:
+        operand = self.operand(value)
+        if operand is not value and operand in self.scope.scalars:
+            return _Elsewhere(lambda at, guard: self.inliner.value(operand, at, guard))
+        return Stored(self.read(operand), operand)
+
+
+class _Elsewhere:
+    """A region input that stands for a scalar worth repeating."""
+
+    def __init__(self, element: Callable[[Shape, Expr | None], Expr]) -> None:
+        self.at = element
+
+
+def _region_operands(node: Node) -> dict[Value, Value]:
+    if node.op != "fused":
+        return {}
+    (region,) = node.regions
+    return dict(zip(region.inputs, node.inputs, strict=True))

@@ -1,0 +1,102 @@
+"""dot_general and conv as plain loops: any dtype, any axes, any padding. Templates take the common cases first.
+
+for each result: total = 0; for each term: total = a * b + total
+"""
+
+from __future__ import annotations
+
+from tcompile.codegen.draft import Draft, Scope
+from tcompile.codegen.scalar import cast, compare, const, op, select
+from tcompile.ir import dims
+from tcompile.ir.dims import DimLike, Shape, product
+from tcompile.ir.dtypes import DType
+from tcompile.ir.graph import Node, Value
+from tcompile.ir.loops import Expr, Load, Op, Space
+from tcompile.ir.ops_contraction import dilated, free_axes
+
+
+def lower_dot(node: Node, scope: Scope) -> list[Draft]:
+    """out[batch, i, j] = sum over k of a[batch, i, k] * b[batch, j, k], axes placed as the attributes say."""
+    a, b = node.inputs
+    (batch_a, batch_b), (contract_a, contract_b) = node.attrs["batch"], node.attrs["contract"]
+    free_a, free_b = free_axes(a.rank, batch_a, contract_a), free_axes(b.rank, batch_b, contract_b)
+    draft = Draft("dot", node, scope)
+    with draft.nest.loops(node.output.shape, independent=True) as at:
+        batch, rows, columns = at[: len(batch_a)], at[len(batch_a) : len(batch_a) + len(free_a)], at[len(batch_a) + len(free_a) :]
+
+        def term(k: Shape) -> tuple[Expr, Expr]:
+            left = _placed(a.rank, (batch_a, batch), (free_a, rows), (contract_a, k))
+            right = _placed(b.rank, (batch_b, batch), (free_b, columns), (contract_b, k))
+            return draft.element(a, left), draft.element(b, right)
+
+        total = _sum_of_products(draft, tuple(a.shape[k] for k in contract_a), _wide(node), term)
+        draft.store(node.output, at, cast(total, node.output.dtype))
+    draft.flops = node.output.type.size * product(a.shape[k] for k in contract_a) * 2
+    return [draft]
+
+
+def lower_conv(node: Node, scope: Scope) -> list[Draft]:
+    """out[n, o, i] = sum over c, k of x[n, c, (i * stride + k * dilation - low) / lhs_dilation] * w[o, c, k]."""
+    x, w = node.inputs
+    draft = Draft("conv", node, scope)
+    per_group = dims.floordiv(w.shape[0], node.attrs["groups"])
+    with draft.nest.loops(node.output.shape, independent=True) as at:
+        group = dims.floordiv(at[1], per_group, draft.nest.ranges)
+
+        def term(k: Shape) -> tuple[Expr, Expr]:
+            positions, inside = _taps(draft, node, x, at[2:], k[1:])
+            left = draft.element(x, (at[0], group * w.shape[1] + k[0], *positions), inside)
+            if inside is not None:
+                left = select(inside, left, const(0, x.dtype))
+            return left, draft.element(w, (at[1], *k))
+
+        total = _sum_of_products(draft, w.shape[1:], _wide(node), term)
+        draft.store(node.output, at, cast(total, node.output.dtype))
+    draft.flops = node.output.type.size * product(w.shape[1:]) * 2
+    return [draft]
+
+
+def _taps(draft: Draft, node: Node, x: Value, at: Shape, tap: Shape) -> tuple[Shape, Expr | None]:
+    """The spatial position a kernel element falls on, and where it is one of x's elements (None: always)."""
+    attrs, ranges = node.attrs, draft.nest.ranges
+    positions: list[DimLike] = []
+    inside: Expr | None = None
+    for k, (i, t, extent) in enumerate(zip(at, tap, x.shape[2:], strict=True)):
+        spread = attrs["lhs_dilation"][k]
+        raw = i * attrs["strides"][k] + t * attrs["dilation"][k] - attrs["low"][k]
+        inside = draft.inliner.guarded(inside, draft.inliner.within(raw, dilated(extent, spread)))
+        if spread > 1:
+            inside = draft.inliner.guarded(inside, compare("eq", dims.mod(raw, spread, ranges), 0))
+        positions.append(dims.floordiv(raw, spread, ranges))
+    return tuple(positions), inside
+
+
+def _sum_of_products(draft: Draft, extents: Shape, wide: DType, term) -> Expr:
+    nest = draft.nest
+    total = nest.alloc(wide, (1,), Space.REGISTER)
+    nest.store(total, 0, const(0, wide))
+    with nest.loops(extents, folds=True) as k:
+        left, right = (cast(factor, wide) for factor in term(k))
+        before = Load(total, (0,), wide)
+        if wide.is_float:
+            nest.store(total, 0, Op("fma", (left, right, before), wide))
+        else:
+            nest.store(total, 0, op("add", before, op("mul", left, right)))
+    return nest.let(Load(total, (0,), wide))
+
+
+def _wide(node: Node) -> DType:
+    """The type that sums: the widest of the factors' and the result's compute types; integers wrap in the result's."""
+    if not node.output.dtype.is_float:
+        return node.output.dtype
+    kinds = (node.output.dtype.compute, *(value.dtype.compute for value in node.inputs))
+    return max(kinds, key=lambda dtype: dtype.bits)
+
+
+def _placed(rank: int, *parts: tuple[tuple[int, ...], Shape]) -> Shape:
+    """Indices put at their axes."""
+    indices: list[DimLike] = [0] * rank
+    for axes, values in parts:
+        for axis, value in zip(axes, values, strict=True):
+            indices[axis] = value
+    return tuple(indices)
