@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from tcompile.ir import dtypes
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Dim, DimLike
-from tcompile.ir.graph import Graph, Value
+from tcompile.ir.graph import Value
 from tcompile.ir.onnx_builder import ImportBuilder
 from tcompile.ir.terms import Term
 
 # turn(counter, carried, captures) -> (carried of the next turn, elements to stack)
 Turn = Callable[[DimLike, list[Term], list[Term]], tuple[Sequence[Term], Sequence[Term]]]
+# the same, and whether to go on
+EndingTurn = Callable[[DimLike, list[Term], list[Term]], tuple[Sequence[Term], Sequence[Term], Term | None]]
 
 
 def counted_loop(
@@ -26,17 +28,35 @@ def counted_loop(
     if trip == 1:
         finals, elements = turn(0, list(carried), list(captures))
         return list(finals), [element.expand(0) for element in elements]
+    return _loop(b, trip, carried, captures, lambda *args: (*turn(*args), None))
+
+
+def loop_while(
+    b: ImportBuilder, trip: DimLike, carried: Sequence[Term], captures: Sequence[Term | None], turn: EndingTurn
+) -> tuple[list[Term], list[Term]]:
+    """As ``counted_loop``, but ends early where a turn's condition is false; the stacks have a new symbol as extent."""
+    return _loop(b, trip, carried, captures, turn)
+
+
+def _loop(
+    b: ImportBuilder, trip: DimLike, carried: Sequence[Term], captures: Sequence[Term | None], turn: EndingTurn
+) -> tuple[list[Term], list[Term]]:
     counter = loop_counter(b, trip)
     region = b.region("turn")
     region.input("iteration", dtypes.I64, ())
     inner = [Term(region, region.input(f"carried{k}", value.dtype, value.shape)) for k, value in enumerate(carried)]
     outer = [value.value for value in captures if value is not None and b.constant_of(value.value) is None]
     within = [None if value is None else _inside(b, region, value.value) for value in captures]
-    finals, elements = turn(counter, inner, within)
+    finals, elements, going = turn(counter, inner, within)
     finals = [final.reshape(*start.shape) for final, start in zip(finals, carried, strict=True)]
-    body = region.graph([region.constant(True), *(term.value for term in (*finals, *elements))])
-    outputs = emit_loop(b, body, trip, [term.value for term in carried], outer, str(counter), len(elements))
-    terms = [Term(b, value) for value in outputs]
+    condition = region.constant(True) if going is None else going.value
+    body = region.graph([condition, *(term.value for term in (*finals, *elements))])
+    attrs = {
+        "carried": len(carried), "trip": trip, "counter": str(counter), "always": going is None, "scans": len(elements),
+        "scan_extent": trip if going is None else b.fresh_symbol("turns", 0, trip), "shape_symbols": (),
+    }  # fmt: skip
+    operands = [b.dim(trip), b.constant(True), *(term.value for term in carried), *outer]
+    terms = [Term(b, value) for value in b.emit_all("loop", operands, attrs, (body,))]
     return terms[: len(carried)], terms[len(carried) :]
 
 
@@ -50,13 +70,3 @@ def loop_counter(b: Builder, trip: DimLike | None) -> Dim:
     counter = b.fresh_symbol("turn", 0, None if trip is None else trip - 1)
     assert isinstance(counter, Dim)
     return counter
-
-
-def emit_loop(
-    b: Builder, body: Graph, trip: DimLike, carried: Sequence[Value], captures: Sequence[Value], counter: str, scans: int
-) -> tuple[Value, ...]:
-    """A core loop of exactly ``trip`` turns."""
-    attrs = {
-        "carried": len(carried), "trip": trip, "counter": counter, "always": True, "scans": scans, "scan_extent": trip, "shape_symbols": (),
-    }  # fmt: skip
-    return b.emit_all("loop", [b.dim(trip), b.constant(True), *carried, *captures], attrs, (body,))
