@@ -19,6 +19,7 @@ from tcompile.ir.graph import Graph, Node, TensorType, Value
 from tcompile.ir.onnx_content import Ratio
 from tcompile.ir.ops import evaluate, infer
 
+_FAR = 2**40  # beyond every extent
 _FOLD_LIMIT = 1 << 14  # elements of a constant result that is computed here; larger ones are left to the folding pass
 
 
@@ -29,6 +30,7 @@ class ImportBuilder(Builder):
         super().__init__(name, parent)
         self.contents: dict[Value, np.ndarray] = {}
         self.deferred: set[Value] = set()
+        self.integers: set[str] = parent.integers if isinstance(parent, ImportBuilder) else set()  # symbols of ``bind_integer``
 
     def region(self, name: str) -> ImportBuilder:
         return ImportBuilder(name, parent=self)
@@ -73,6 +75,21 @@ class ImportBuilder(Builder):
         bound = super().bind_dim(scalar, hint, lo, hi)
         self.contents[scalar] = np.array(bound, object)
         return bound
+
+    def bind_integer(self, scalar: Value, hint: str = "k") -> DimLike:
+        """The run-time value of an i64 scalar of any sign as an expression, kept within 2**40 of 0.
+
+        k == max(k, 0) - max(-k, 0), so that all symbols are at least 0.
+        """
+        content = self.contents.get(scalar)
+        if content is not None and onnx_content.is_known(content):
+            return self.bind_dim(scalar)
+        near = self.map("max", self.map("min", scalar, self.constant(_FAR)), self.constant(-_FAR))
+        zero, parts = self.constant(np.zeros((), np.int64)), []
+        for part, name in ((near, hint), (self.map("neg", near), f"{hint}_below")):
+            parts.append(self.bind_dim(self.map("max", part, zero), name))
+        self.integers |= dims.shape_symbols(parts)
+        return parts[0] - parts[1]
 
     def constant_of(self, value: Value) -> np.ndarray | None:
         """The array of a value that is constant."""

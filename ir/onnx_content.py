@@ -270,7 +270,9 @@ def _gather(arrays: Sequence[np.ndarray], types: Any, attrs: Mapping[str, Any], 
 def _scatter_nd(arrays: Sequence[np.ndarray], types: Any, attrs: Mapping[str, Any], ranges: Ranges) -> np.ndarray | None:
     x, raw, updates = arrays
     indices = _integers(raw)
-    if indices is None or attrs["combiner"] != "set" or indices.ndim == 0 or not np.all((indices >= 0) & (indices < x.shape[: indices.shape[-1]])):
+    if indices is None or attrs["combiner"] != "set" or indices.ndim == 0:
+        return None
+    if not np.all((indices >= 0) & (indices < x.shape[: indices.shape[-1]])):
         return None
     result = x.copy()
     for index in np.ndindex(indices.shape[:-1]):
@@ -289,7 +291,7 @@ def _reduce(arrays: Sequence[np.ndarray], types: Sequence[TensorType], attrs: Ma
         return None
     result = np.full(rows.shape[1:], start, object) if start is not None else rows[0]
     for row in rows if start is not None else rows[1:]:
-        result = _map([result, row], types, {"fn": attrs["fn"]}, ranges)
+        result = _map([np.asarray(result, object), np.asarray(row, object)], types, {"fn": attrs["fn"]}, ranges)
     return np.asarray(result, object)
 
 

@@ -19,7 +19,6 @@ from tcompile.ir.onnx_builder import ImportBuilder
 if TYPE_CHECKING:
     from tcompile.ir.onnx_import import Scope
 
-ANY_INTEGER = -(2**62)  # the lower end of a symbol that is no extent
 _MISSING = object()
 
 
@@ -221,12 +220,12 @@ class OpContext:
         """
         return self.expressions(self.input(k), hint)
 
-    def expressions(self, value: Value, hint: str = "d", *, lo: int | None = 0) -> list[DimLike]:
-        """As ``shape_operand``, for any integer tensor of rank <= 1; ``lo`` None allows all integers."""
+    def expressions(self, value: Value, hint: str = "d", *, signed: bool = False) -> list[DimLike]:
+        """As ``shape_operand``, for any integer tensor of rank <= 1. Elements may be negative where ``signed``."""
         b = self.builder
-        lo = ANY_INTEGER if lo is None else lo
+        bind = b.bind_integer if signed else b.bind_dim
         if value.rank == 0:
-            return [b.bind_dim(b.convert(value, dtypes.I64), hint, lo)]
+            return [bind(b.convert(value, dtypes.I64), hint)]
         if value.rank != 1 or not isinstance(value.shape[0], int):
             self.fail(f"the shape operand {value.name} has the type {value.type}", hint="its length must be known when compiling")
         content = b.contents.get(value)
@@ -234,14 +233,13 @@ class OpContext:
         for j, item in enumerate(content):
             if item is onnx_content.UNKNOWN:
                 element = b.reshape(b.slice_axis(b.convert(value, dtypes.I64), 0, j, 1), ())
-                content[j] = b.bind_dim(element, hint, lo)
+                content[j] = bind(element, hint)
         b.contents[value] = content
         return list(content)
 
     def is_run_time(self, *exprs: DimLike) -> bool:
-        """Whether an expression uses a symbol that is no dimension of an input and may be negative."""
-        ranges = self.builder.symbols
-        return any(ranges[name].lo == ANY_INTEGER for name in dims.shape_symbols(exprs))
+        """Whether an expression uses an integer that the run computes and that is no extent (``bind_integer``)."""
+        return bool(dims.shape_symbols(exprs) & self.builder.integers)
 
     def axes_operand(self, k: int, attr: str, rank: int) -> list[int] | None:
         """Axes given by operand k or, in older opsets, by an attribute; normalised to [0, rank). None where neither is there."""
@@ -282,6 +280,8 @@ class OpContext:
         """Imports a graph attribute into the current graph, its inputs bound to values; returns its outputs."""
         return self.scope.inline(self.attr(graph), inputs)
 
-    def call(self, op: str, inputs: Sequence[Item | None], attrs: Mapping[str, Any] | None = None, *, outputs: int = 1, domain: str = "") -> list[Item]:
+    def call(
+        self, op: str, inputs: Sequence[Item | None], attrs: Mapping[str, Any] | None = None, *, outputs: int = 1, domain: str = ""
+    ) -> list[Item]:
         """Imports another ONNX operator in place, at the model's opset."""
         return self.scope.call(op, inputs, attrs or {}, outputs, domain)

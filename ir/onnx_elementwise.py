@@ -68,11 +68,14 @@ def import_unary(ctx: OpContext) -> Item:
 
 @onnx_op("BitShift")
 def import_bit_shift(ctx: OpContext) -> Item:
-    """Shifts of unsigned integers; by the width or more gives 0."""
+    """Shifts by the width or more, or by less than 0, leave nothing but the sign."""
     a, b = operands(ctx)
     direction = ctx.attr("direction")
     if direction not in ("LEFT", "RIGHT"):
         ctx.invalid(f"the direction {direction!r} is neither LEFT nor RIGHT")
+    if a.dtype.kind == "i" and direction == "RIGHT":
+        last = a.dtype.bits - 1
+        b = ((b < 0) | (b > last)).where(last, b)
     return a.map("shl" if direction == "LEFT" else "shr", b).value
 
 
@@ -305,8 +308,8 @@ def _cast(ctx: OpContext, dtype: DType) -> Value:
     saturate = bool(ctx.attr("saturate", 1))
     if dtype == dtypes.F8E8M0 and x.dtype.is_float:
         return _cast_to_scale(ctx, x)
-    if dtype == BOOL and x.dtype.is_float and x.dtype.bits < 32:
-        x = ctx.builder.convert(x, F32)
+    if dtype.is_integer and dtype.bits < 8 and x.dtype.is_float:
+        x = ctx.builder.convert(x, dtypes.I32)  # what does not fit keeps its low bits
     return ctx.builder.convert(x, dtype, saturate=saturate)
 
 
@@ -355,6 +358,13 @@ def _cast_strings(ctx: OpContext, to: int) -> Item:
 def import_bit_cast(ctx: OpContext) -> Item:
     """The same bits under another element type of the same width."""
     x, dtype = ctx.input(0), dtypes.from_onnx(ctx.attr("to"))
-    if dtype.bits != x.dtype.bits and {dtype, x.dtype} != {BOOL, dtypes.U8}:
+    if dtype.bytes != x.dtype.bytes or ((dtype.bits < 8) != (x.dtype.bits < 8) and BOOL not in (dtype, x.dtype)):
         ctx.invalid(f"{x.dtype} has {x.dtype.bits} bits, and {dtype} has {dtype.bits}")
+    # a bool is a byte of 0 or 1
+    if dtype == BOOL:
+        return ctx.builder.convert(_bit_cast(ctx, x, dtypes.U8), BOOL)
+    return _bit_cast(ctx, ctx.builder.convert(x, dtypes.U8) if x.dtype == BOOL else x, dtype)
+
+
+def _bit_cast(ctx: OpContext, x: Value, dtype: DType) -> Value:
     return x if x.dtype == dtype else ctx.builder.emit("bitcast", x, dtype=dtype)

@@ -27,8 +27,6 @@ __all__ = [
     "HostConstant", "Item", "OpContext", "OptionalValue", "Problem", "Region", "SequenceValue", "check_model", "import_model", "onnx_op",
 ]  # fmt: skip
 
-OLDEST_OPSET = 6
-
 Shapes = Mapping[str, Sequence[int | str]]
 
 
@@ -83,12 +81,9 @@ def _check_opsets(opsets: Mapping[str, int]) -> None:
     for domain, version in opsets.items():
         if version > newest.get(domain, version):
             raise UnsupportedError(
-                f"opset {version} of {domain or 'ai.onnx'} is newer than {newest[domain]}, the newest known", hint="install a newer onnx package"
+                f"opset {version} of {domain or 'ai.onnx'} is newer than {newest[domain]}, the newest known",
+                hint="install a newer onnx package",
             )
-    if 0 < opsets.get("", OLDEST_OPSET) < OLDEST_OPSET:
-        raise UnsupportedError(
-            f"opset {opsets['']} is older than {OLDEST_OPSET}, the oldest supported", hint="convert the model with onnx.version_converter"
-        )
 
 
 # Inputs -----------------------------------------------------------------------------------------------
@@ -135,7 +130,8 @@ class _InputDims:
         """The shape of an input. Raises UnsupportedError where not even the rank is known."""
         declared = _declared_dims(info)
         if declared is None and entries is None:
-            raise UnsupportedError(f"the rank of input {info.name!r} is not declared", hint=f"give its shape: shapes={{{info.name!r}: [...]}}")
+            hint = f"give its shape: shapes={{{info.name!r}: [...]}}"
+            raise UnsupportedError(f"the rank of input {info.name!r} is not declared", hint=hint)
         declared = declared if declared is not None else [None] * len(entries)
         return [self._dim(info.name, k, extent, entries[k] if entries is not None else None) for k, extent in enumerate(declared)]
 
@@ -225,15 +221,12 @@ def _named(graph: Graph, names: Mapping[Value, str]) -> Graph:
             table[value] = Value(names[value], value.type) if value in names and names[value] != value.name else value
         return table[value]
 
+    def node_of(node: Node) -> Node:
+        inputs, outputs = tuple(map(value_of, node.inputs)), tuple(map(value_of, node.outputs))
+        return Node(node.op, inputs, outputs, node.attrs, tuple(map(graph_of, node.regions)), node.source)
+
     def graph_of(inner: Graph) -> Graph:
-        nodes = [
-            Node(
-                node.op, tuple(map(value_of, node.inputs)), tuple(map(value_of, node.outputs)), node.attrs, tuple(map(graph_of, node.regions)), node.source
-            )
-            for node in inner.nodes
-        ]  # fmt: skip
-        return Graph(
-            inner.name, tuple(map(value_of, inner.inputs)), tuple(map(value_of, inner.outputs)), nodes, inner.symbols, inner.output_names
-        )
+        inputs, outputs = tuple(map(value_of, inner.inputs)), tuple(map(value_of, inner.outputs))
+        return Graph(inner.name, inputs, outputs, list(map(node_of, inner.nodes)), inner.symbols, inner.output_names)
 
     return graph_of(graph)

@@ -80,7 +80,9 @@ def _read_external(tensor: onnx.TensorProto, dtype: dtypes.DType, folder: Path |
     fields = {entry.key: entry.value for entry in tensor.external_data}
     location = fields.get("location", "")
     if folder is None:
-        raise InvalidModelError(f"tensor {name} has its data in {location!r}, which is relative to an unknown folder", hint="pass the path of the model file")
+        raise InvalidModelError(
+            f"tensor {name} has its data in {location!r}, which is relative to an unknown folder", hint="pass the path of the model file"
+        )
     path = folder / location
     if not location or Path(location).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
         raise InvalidModelError(f"tensor {name}: external data {location!r} is not below the model's folder")

@@ -19,6 +19,7 @@ from tcompile.ir.onnx_builder import ImportBuilder
 from tcompile.ir.onnx_context import HostConstant, Item, OpContext, OptionalValue, Region, RegionInputs, SequenceValue, StackedSequence
 from tcompile.ir.onnx_registry import find_handler
 
+OLDEST_OPSET = 6
 MAX_INLINING = 64  # nested function calls; more is a cycle
 
 
@@ -215,10 +216,10 @@ class Scope:
         context = OpContext(self, node, inputs, label)
         result = importer(context)
         if result is NotImplemented:  # the handler leaves this case to the operator's own definition
-            body = _function_body(node, self.schema_of(node), self.opset_of(node), inputs)
+            body = _function_body(self._resolved(node), self.schema_of(node), self.opset_of(node), inputs)
             if body is None:
                 raise UnsupportedError("this form of the operator is not supported")
-            return self._inline_function(body, node, inputs)
+            return self._inline_function(body, node, inputs, self._schema_defaults(node))
         return tuple(result) if isinstance(result, Sequence) else (result,)
 
     def _importer_of(self, node: onnx.NodeProto) -> Any:
@@ -227,6 +228,7 @@ class Scope:
         local = self.state.functions.get((domain, node.op_type, node.overload))
         if local is not None:
             return local
+        self._refuse_old_form(node)
         handler = find_handler(node.op_type, domain, self.opset_of(node))
         if handler is not None:
             return handler
@@ -234,6 +236,15 @@ class Scope:
         if schema is None or not (schema.has_function or schema.has_context_dependent_function):
             return None
         return lambda ctx: NotImplemented
+
+    def _refuse_old_form(self, node: onnx.NodeProto) -> None:
+        """Below the oldest opset, operators are taken that mean there what they mean in it."""
+        if self.domain_of(node) or self.opset_of(node) >= OLDEST_OPSET:
+            return
+        oldest, here = _schema(node.op_type, OLDEST_OPSET, ""), self.schema_of(node)
+        if oldest is None or here is None or oldest.since_version != here.since_version:
+            hint = "convert the model with onnx.version_converter"
+            raise UnsupportedError(f"its form before opset {OLDEST_OPSET} is not supported", hint=hint)
 
     def note(self, node: onnx.NodeProto, label: str, inputs: Sequence[Any], error: Exception) -> None:
         dtype = next((str(item.dtype) for item in inputs if isinstance(item, Value)), "")
@@ -248,18 +259,39 @@ class Scope:
 
     # Functions ----------------------------------------------------------------------------------------
 
-    def _inline_function(self, function: onnx.FunctionProto, node: onnx.NodeProto, inputs: Sequence[Any]) -> list[Any]:
+    def _resolved(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """The node with plain attributes in place of references."""
+        resolved = onnx.NodeProto()
+        resolved.CopyFrom(node)
+        del resolved.attribute[:]
+        for name, attribute in self.attributes_of(node).items():
+            resolved.attribute.add().CopyFrom(attribute)
+            resolved.attribute[-1].name = name
+        return resolved
+
+    def _schema_defaults(self, node: onnx.NodeProto) -> dict[str, AttributeProto]:
+        """The default attributes of an operator."""
+        declared = self.schema_of(node).attributes
+        return {name: entry.default_value for name, entry in declared.items() if entry.default_value.name}
+
+    def _inline_function(
+        self,
+        function: onnx.FunctionProto,
+        node: onnx.NodeProto,
+        inputs: Sequence[Any],
+        defaults: Mapping[str, AttributeProto] | None = None,
+    ) -> list[Any]:
         if self.depth >= MAX_INLINING:
             raise InvalidModelError(f"the function {function.name} calls itself")
-        attributes = {attribute.name: attribute for attribute in function.attribute_proto}
-        own = self.attributes_of(node)
-        attributes.update({name: own[name] for name in (*function.attribute, *attributes) if name in own})
+        attributes = {**(defaults or {}), **{attribute.name: attribute for attribute in function.attribute_proto}}
+        attributes.update(self.attributes_of(node))
         opsets = {**self.opsets, **opset_table(function.opset_import)}
         scope = Scope(self.state, self.builder, opsets, None, attributes, depth=self.depth + 1)
         for k, name in enumerate(function.input):
             scope.env[name] = inputs[k] if k < len(inputs) else None
         scope.run(function)
-        return [scope._finished(name) if name in scope.env or k < len(node.output) else None for k, name in enumerate(function.output)]
+        wanted = [k < len(node.output) and bool(node.output[k]) for k in range(len(function.output))]
+        return [scope._finished(name) if want else None for name, want in zip(function.output, wanted, strict=True)]
 
     def _finished(self, name: str) -> Any:
         """The item of an output name. Raises Reported where its node failed."""
@@ -407,7 +439,8 @@ def check_node(node: onnx.NodeProto, schema: onnx.defs.OpSchema | None, attribut
         if declared.required and name not in attributes:
             raise InvalidModelError(f"its required attribute {name} is missing")
         if name in attributes and int(attributes[name].type) != int(declared.type.value):
-            raise InvalidModelError(f"its attribute {name} is a {AttributeProto.AttributeType.Name(attributes[name].type)}, not a {declared.type.name}")
+            got = AttributeProto.AttributeType.Name(attributes[name].type)
+            raise InvalidModelError(f"its attribute {name} is a {got}, not a {declared.type.name}")
 
 
 def _function_body(node: onnx.NodeProto, schema: onnx.defs.OpSchema | None, opset: int, inputs: Sequence[Any]) -> onnx.FunctionProto | None:

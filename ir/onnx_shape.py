@@ -8,7 +8,7 @@ import numpy as np
 
 from tcompile.ir import dims, dtypes
 from tcompile.ir.dims import DimLike
-from tcompile.ir.dtypes import I64
+from tcompile.ir.dtypes import F32, I64
 from tcompile.ir.graph import Value
 from tcompile.ir.onnx_axes import RunTimeAxes, unsqueeze_run_time
 from tcompile.ir.onnx_context import HostConstant, Item, OpContext
@@ -148,17 +148,27 @@ def import_identity(ctx: OpContext) -> Item:
 
 @onnx_op("Dropout")
 def import_dropout(ctx: OpContext) -> tuple[Item, ...]:
-    """The identity and a mask of ones: inference, or training with ratio 0."""
-    x, training = ctx.input(0), ctx.constant(2)
+    """The identity and a mask of ones; in training mode, elements dropped by a counter-based generator."""
+    x, b = ctx.input(0), ctx.builder
     if ctx.opset < 7 and not ctx.attr("is_test", 0):
         ctx.fail("dropout in training mode is not supported", hint="export the model for inference")
+    training = ctx.constant(2)
     if ctx.has(2) and (training is None or training.item()):
-        ratio = ctx.constant(1)
-        if (0.5 if not ctx.has(1) else None if ratio is None else ratio.item()) != 0:
-            ctx.fail("dropout in training mode is not supported", hint="export the model for inference")
+        return _training_dropout(ctx, Term(b, x))
     if not ctx.wants(1):
         return (x,)
-    return x, ctx.builder.broadcast_to(ctx.builder.constant(True, dtypes.BOOL if ctx.opset >= 10 else x.dtype), x.shape)
+    return x, b.broadcast_to(b.constant(True, dtypes.BOOL if ctx.opset >= 10 else x.dtype), x.shape)
+
+
+def _training_dropout(ctx: OpContext, x: Term) -> tuple[Item, ...]:
+    """x / (1 - ratio) where a uniform number is at least the ratio, else 0."""
+    b = ctx.builder
+    ratio = Term(b, b.reshape(ctx.input(1), ())).convert(F32) if ctx.has(1) else Term(b, b.constant(0.5, F32))
+    bits = Term(b, b.emit("rng_bits", shape=x.shape, seed=ctx.attr("seed", 0) or 0))
+    uniform = bits.map("shr", 8).convert(F32) * 2.0**-24
+    kept = (uniform >= ratio) | ~Term(b, b.reshape(ctx.input(2), ()))
+    scale = Term(b, b.reshape(ctx.input(2), ())).where(1 / (1 - ratio), 1.0)
+    return kept.where(x * scale.convert(x.dtype), 0).value, kept.value
 
 
 # Broadcasts and repetition ----------------------------------------------------------------------------

@@ -80,8 +80,8 @@ def _slice_operands(ctx: OpContext, x: Value) -> tuple[list[DimLike], list[DimLi
     if ctx.has(3) and axes is None:
         defaults: list[list[DimLike]] = [[0] * x.rank, list(x.shape), [1] * x.rank]
         values = [spread(ctx, ctx.input(3), v, default) if v is not None else None for v, default in zip(values, defaults, strict=True)]
-    starts, ends = ctx.expressions(values[0], "start", lo=None), ctx.expressions(values[1], "end", lo=None)
-    steps = [1] * len(starts) if values[2] is None else ctx.expressions(values[2], "step", lo=None)
+    starts, ends = ctx.expressions(values[0], "start", signed=True), ctx.expressions(values[1], "end", signed=True)
+    steps = [1] * len(starts) if values[2] is None else ctx.expressions(values[2], "step", signed=True)
     return starts, ends, list(range(len(starts))) if axes is None else list(axes), steps
 
 
@@ -215,9 +215,9 @@ def _positive(ctx: OpContext, amounts: list[DimLike]) -> tuple[DimLike, ...]:
 def _pad_amounts(ctx: OpContext, x: Value) -> tuple[list[DimLike], list[DimLike]]:
     if ctx.has(3) and ctx.known(3) is None:
         halves = [ctx.builder.slice_axis(ctx.input(1), 0, k * ctx.input(3).shape[0], ctx.input(3).shape[0]) for k in (0, 1)]
-        low, high = (ctx.expressions(spread(ctx, ctx.input(3), half, [0] * x.rank), "pad", lo=None) for half in halves)
+        low, high = (ctx.expressions(spread(ctx, ctx.input(3), half, [0] * x.rank), "pad", signed=True) for half in halves)
         return low, high
-    amounts = ctx.attr("pads") if ctx.opset < 11 else ctx.expressions(ctx.input(1), "pad", lo=None)
+    amounts = ctx.attr("pads") if ctx.opset < 11 else ctx.expressions(ctx.input(1), "pad", signed=True)
     axes = ctx.axes_operand(3, "axes", x.rank) if ctx.opset >= 18 else None
     axes = list(range(x.rank)) if axes is None else axes
     if len(amounts) != 2 * len(axes):

@@ -116,8 +116,8 @@ def _infer_slice(types: Types, attrs: Attrs, regions: object) -> Types:
     need_extents(size)
     need(0 not in step, "steps other than 0", step)
     for axis, extent in enumerate(x.shape):
-        if isinstance(size[axis], int) and size[axis] == 0:
-            continue
+        if (isinstance(size[axis], int) and size[axis] == 0) or (isinstance(extent, int) and extent == 0):
+            continue  # nothing is read; a symbolic size of an empty axis is checked when it runs
         last = start[axis] + (size[axis] - 1) * step[axis]
         for index in (start[axis], last):
             if (isinstance(index, int) and index < 0) or (isinstance(extent - 1 - index, int) and extent - 1 - index < 0):
