@@ -3,33 +3,36 @@
 The text of a kernel is an exported function of the kernel's name with the ABI ``tc_kernel`` (see
 ``runtime/native/tcompile.h``), which loads pointers and dims and calls an internal function whose parameters carry
 what is known of them. The code calls nothing: every function is "no-builtins", transcendentals are expanded.
-
-LLVM's passes add little to code that is vectorised, hoisted and in SSA form as written, so few run; none that
-turns loops into calls of memcpy, and no vectoriser.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from functools import lru_cache
 
 from tcompile.codegen import cpu_emit_scratch
 from tcompile.codegen.cpu_emit_function import Function
 from tcompile.codegen.cpu_emit_memory import ZEROS, Buffer
 from tcompile.codegen.cpu_emit_statements import Statements
 from tcompile.codegen.cpu_emit_values import Value
-from tcompile.errors import Error
+from tcompile.codegen.cpu_object import CodegenError, assembly, compile_module, features_text, optimised_text
+from tcompile.codegen.jobs import compile_kernels
 from tcompile.ir.dims import DimLike
 from tcompile.ir.loops import Access, Kernel
 from tcompile.ir.target import Target
 
-VERSION = 1  # of the code made here; part of every cache key
+__all__ = [
+    "CodegenError",
+    "assembly",
+    "compile_kernels",
+    "compile_module",
+    "emit_kernel",
+    "emit_module",
+    "optimised_text",
+    "scratch_bytes",
+]
+
 _DEPTH = 20000  # expressions may nest deeper than Python's default limit
-
-
-class CodegenError(Error):
-    """LLVM refused the text of a module, or failed on it: a bug of ours, named after the module."""
 
 
 def emit_kernel(kernel: Kernel, target: Target) -> str:
@@ -56,12 +59,8 @@ def scratch_bytes(kernel: Kernel) -> DimLike:
 
 
 def _attributes(target: Target) -> str:
-    features = "".join(f'"target-features"="{_features(target)}" ' if target.features else "")
+    features = "".join(f'"target-features"="{features_text(target)}" ' if target.features else "")
     return f'attributes #0 = {{ nounwind "no-builtins" "target-cpu"="{target.cpu}" {features}"prefer-vector-width"="{8 * target.vector_bytes}" }}'
-
-
-def _features(target: Target) -> str:
-    return ",".join(f"+{name}" for name in target.features)
 
 
 def _emit_functions(kernel: Kernel, target: Target) -> tuple[str, bool]:
@@ -112,60 +111,3 @@ def _entry(kernel: Kernel) -> str:
     lines.append("ret i32 %status")
     text = "\n".join(lines)
     return f'define i32 @"{kernel.name}"(ptr %args, i64 %begin, i64 %end, ptr %scratch) #0 {{\n{text}\n}}'
-
-
-# LLVM -------------------------------------------------------------------------------------------------------
-
-
-def compile_module(ir_text: str, target: Target) -> bytes:
-    """The relocatable object of a module. Raises CodegenError with LLVM's words."""
-    return _machine(target).emit_object(_optimised(ir_text, target))
-
-
-def assembly(ir_text: str, target: Target) -> str:
-    """The assembly text of a module. Raises CodegenError with LLVM's words."""
-    return _machine(target).emit_assembly(_optimised(ir_text, target))
-
-
-def optimised_text(ir_text: str, target: Target) -> str:
-    """The LLVM IR of a module as instruction selection sees it."""
-    return str(_optimised(ir_text, target))
-
-
-def _optimised(ir_text: str, target: Target):
-    from llvmlite import binding
-
-    machine = _machine(target)
-    try:
-        module = binding.parse_assembly(ir_text)
-        module.verify()
-    except RuntimeError as error:
-        raise CodegenError(f"LLVM refuses the module: {error}", hint="this is a bug in the CPU code generator") from error
-    builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=2))
-    passes = binding.create_new_function_pass_manager()
-    passes.add_sroa_pass()
-    passes.add_simplify_cfg_pass()
-    for function in module.functions:
-        if not function.is_declaration:
-            passes.run(function, builder)
-    return module
-
-
-@lru_cache(maxsize=16)
-def _machine(target: Target):
-    from llvmlite import binding
-
-    _initialise()
-    made = binding.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu, features=_features(target), opt=2, reloc="pic", codemodel="small"
-    )
-    made.set_asm_verbosity(False)
-    return made
-
-
-@lru_cache(maxsize=1)
-def _initialise() -> None:
-    from llvmlite import binding
-
-    binding.initialize_all_targets()
-    binding.initialize_all_asmprinters()

@@ -7,7 +7,7 @@ import ctypes
 import numpy as np
 from llvmlite import binding
 
-from tcompile.codegen import cpu_llvm
+from tcompile.codegen import cpu_llvm, cpu_object
 from tcompile.ir import dims as dim
 from tcompile.ir.loops import Kernel
 from tcompile.ir.loops_interpret import run_kernel
@@ -21,7 +21,7 @@ class Loaded:
     """An object in memory; ``run`` calls one of its kernels."""
 
     def __init__(self, code: bytes) -> None:
-        cpu_llvm._initialise()
+        cpu_object.initialise()
         machine = binding.Target.from_default_triple().create_target_machine()
         self.engine = binding.create_mcjit_compiler(binding.parse_assembly(""), machine)
         self.engine.add_object_file(binding.ObjectFileRef.from_data(code))
