@@ -1,0 +1,72 @@
+"""NumPy arrays as native memory: addresses, and inputs brought into the form that compiled code reads."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+
+import numpy as np
+
+from tcompile.errors import InputError
+from tcompile.runtime.specs import TensorSpec
+
+
+def _data_member() -> int | None:
+    """Where an array object holds its data pointer: right after the object header, in NumPy's C ABI since 1.0.
+
+    None where that does not hold. The public ways to ask for the address take ten times as long.
+    """
+    probes = (np.empty(3), np.empty((2, 0), np.int8), np.zeros((), np.float32), np.empty((4, 4))[1:, 2:])
+    offset = object.__basicsize__
+    if sys.implementation.name != "cpython":
+        return None
+    found = (ctypes.c_size_t.from_address(id(probe) + offset).value for probe in probes)
+    return offset if all(address == probe.ctypes.data for address, probe in zip(found, probes, strict=True)) else None
+
+
+def _make_address() -> Callable[[np.ndarray], int]:
+    offset, read = _data_member(), ctypes.c_size_t.from_address
+    if offset is None:
+        return lambda array: array.ctypes.data
+    return lambda array: read(id(array) + offset).value
+
+
+address = _make_address()
+
+
+def as_input(value: object, spec: TensorSpec) -> np.ndarray:
+    """``value`` as an aligned row-major array of the spec's type; a copy only where it is neither.
+
+    Takes arrays, NumPy scalars, and objects with ``__dlpack__``. Raises InputError for anything else, and for
+    another element type: nothing is cast.
+    """
+    array = _to_array(value, spec)
+    if array.dtype != spec.dtype:
+        raise InputError(
+            f"input '{spec.name}' has element type {array.dtype}, expected {spec.dtype}", hint=f"convert it: x.astype('{spec.dtype}')"
+        )
+    if array.ndim != len(spec.shape):
+        raise InputError(
+            f"input '{spec.name}' has shape {array.shape}, expected {len(spec.shape)} dimensions: [{', '.join(map(str, spec.shape))}]"
+        )
+    return np.require(array, requirements=("C", "A"))
+
+
+def _to_array(value: object, spec: TensorSpec) -> np.ndarray:
+    if isinstance(value, np.ndarray | np.generic):
+        return np.asarray(value)
+    if hasattr(value, "__dlpack__"):
+        try:
+            return np.from_dlpack(value)
+        except (BufferError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            message = f"input '{spec.name}' cannot be read through DLPack: {error}"
+            raise InputError(message, hint="move it to the CPU, as a NumPy array") from error
+    raise InputError(
+        f"input '{spec.name}' is a {type(value).__name__}, expected an array of {spec.dtype}", hint=f"np.asarray(x, dtype='{spec.dtype}')"
+    )
+
+
+def overlaps(array: np.ndarray, others: list[np.ndarray]) -> bool:
+    """Whether an array may share memory with one of the others."""
+    return any(np.may_share_memory(array, other) for other in others)

@@ -1,0 +1,265 @@
+"""A model that is ready to run."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tcompile.errors import Error, InputError
+from tcompile.runtime.arrays import as_input
+from tcompile.runtime.loader import Module, Source
+from tcompile.runtime.pool import Pool, shared_pool
+from tcompile.runtime.session import Session
+from tcompile.runtime.specs import SiteSpec, TensorSpec, call_specs, notes, tensor_specs
+
+Inputs = Mapping[str, np.ndarray] | Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class CallProfile:
+    """What one kernel call took on average over the runs, and the ONNX nodes it computes.
+
+    ``turns``: how often it ran in one run. ``flops``: floating-point operations in one run; None where unknown.
+    """
+
+    kernel: str
+    nodes: tuple[str, ...]
+    seconds: float
+    turns: float
+    flops: float | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One run, on average: ``seconds`` from Python, and each kernel call."""
+
+    seconds: float
+    calls: tuple[CallProfile, ...]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that an executable holds. ``peak`` is the largest that its sessions held at a time, weights and code not counted."""
+
+    code: int
+    weights: int
+    arena: int
+    scratch: int
+    growing: int
+    peak: int
+    sessions: int
+    allocations: int
+
+
+class Executable:
+    """A loaded model. Several threads may run it at once; each run takes a session, which keeps its memory for the next.
+
+    ``inputs`` and ``outputs`` tell names, types and shapes. A context manager: ``with load(path) as exe``.
+    """
+
+    def __init__(self, source: Source, *, threads: int | Pool | None = None) -> None:
+        """Opens a path or an artifact's bytes; see ``load``."""
+        self._module: Module | None = Module(source)
+        self._requested = None if isinstance(threads, Pool) else threads
+        self._pool = shared_pool(threads)
+        info = self._module.info
+        self.name: str = info.name.decode()
+        self.target: str = info.target.decode()
+        self.inputs: tuple[TensorSpec, ...] = tensor_specs(info.inputs, info.input_count, info)
+        self.outputs: tuple[TensorSpec, ...] = tensor_specs(info.outputs, info.output_count, info)
+        self._checks = [(spec.name, spec.dtype, len(spec.shape), spec) for spec in self.inputs]
+        self._output_names = [spec.name for spec in self.outputs]
+        self._free: list[Session] = []
+
+    def run(
+        self, inputs: Inputs, outputs: Iterable[str] | None = None, *, out: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Runs the model: arrays by name, or in order. Gives the outputs by name, in arrays that the caller owns.
+
+        ``outputs``: the names wanted, all by default. ``out``: arrays to write outputs to, of their exact shapes;
+        one that overlaps an input gets a copy. Nothing is cast; a non-contiguous input is copied.
+
+        Raises InputError for inputs that do not fit (before anything runs), ExecutionError for a run that stopped, and
+        what a signal handler raises: Ctrl-C stops a run between two kernels.
+        """
+        arrays = self._arrays(inputs)
+        session = self._take()
+        try:
+            if outputs is None and not out:
+                return session.run_all(arrays)
+            wanted = self._output_names if outputs is None else self._known(outputs, "output")
+            given = dict(out or {})
+            self._known(given, "out array")
+            return session.run(arrays, wanted, given)
+        finally:
+            self._give_back(session)
+
+    def output_shapes(self, inputs: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+        """The outputs' shapes for inputs of these shapes; -1 where only a run knows."""
+        session = self._take()
+        try:
+            shapes = session.prepared_shapes([tuple(inputs[spec.name]) for spec in self.inputs])
+            return dict(zip(self._output_names, shapes, strict=True))
+        finally:
+            self._give_back(session)
+
+    @property
+    def threads(self) -> int:
+        """How many threads a run may use."""
+        return self._pool.threads
+
+    @property
+    def calls(self) -> tuple[SiteSpec, ...]:
+        """Every kernel call, with the ONNX nodes it computes."""
+        return call_specs(self._opened().info)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What the compiler wrote down about the model."""
+        return notes(self._opened().info)
+
+    def profile(self, inputs: Inputs, *, runs: int = 10) -> Profile:
+        """Runs the model once, then ``runs`` times measured. Measuring takes a clock reading for each call."""
+        arrays, session = self._arrays(inputs), self._take()
+        try:
+            session.run_all(arrays)
+            session.profile(True)
+            start = time.perf_counter()
+            for _ in range(runs):
+                session.run_all(arrays)
+            seconds = (time.perf_counter() - start) / runs
+            measured = session.measured()
+            session.profile(False)
+        finally:
+            self._give_back(session)
+        calls = (
+            CallProfile(
+                site.kernel,
+                site.nodes,
+                seconds=one.nanoseconds / runs / 1e9,
+                turns=one.turns / runs,
+                flops=None if one.flops is None else one.flops * one.turns / runs,
+            )
+            for site, one in zip(self.calls, measured, strict=True)
+        )
+        return Profile(seconds, tuple(calls))
+
+    def memory(self) -> Memory:
+        """Bytes held now, by sessions that are not in a run."""
+        info, held = self._opened().info, [session.memory() for session in tuple(self._free)]
+        return Memory(
+            code=info.code_bytes,
+            weights=info.weights_bytes,
+            arena=sum(one.arena_bytes for one in held),
+            scratch=sum(one.scratch_bytes for one in held),
+            growing=sum(one.growing_bytes + one.spare_bytes for one in held),
+            peak=sum(one.peak_bytes for one in held),
+            sessions=len(held),
+            allocations=sum(one.allocations for one in held),
+        )
+
+    def verify_weights(self) -> None:
+        """Hashes the weights. Raises ArtifactError where they are not those that the model was compiled with."""
+        self._opened().verify_weights()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the artifact: whole, into a file beside it, then renamed."""
+        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+        with open(temporary, "wb") as stream:
+            stream.write(self._opened().artifact())
+        os.replace(temporary, path)
+
+    def close(self) -> None:
+        """Gives back the model's memory; a run in progress ends first. Closing twice is fine."""
+        self._module = None
+        self._free.clear()
+
+    def __enter__(self) -> Executable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _reload, (self._opened().source, self._requested)
+
+    def __repr__(self) -> str:
+        return f"<Executable {self.name}: {', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}>"
+
+    def _opened(self) -> Module:
+        if self._module is None:
+            raise Error(f"the model {self.name} is closed", hint="load it again")
+        return self._module
+
+    def _take(self) -> Session:
+        module = self._opened()
+        try:
+            return self._free.pop()
+        except IndexError:
+            return Session(module, self._pool, self.inputs, self.outputs)
+
+    def _give_back(self, session: Session) -> None:
+        if self._module is not None:
+            self._free.append(session)
+
+    def _arrays(self, inputs: Inputs) -> list[np.ndarray]:
+        """The inputs in order, in the form that compiled code reads."""
+        if not isinstance(inputs, Mapping):
+            inputs = self._by_name(inputs)
+        if len(inputs) != len(self._checks):
+            self._refuse_names(inputs)
+        arrays = []
+        for name, dtype, rank, spec in self._checks:
+            try:
+                value = inputs[name]
+            except KeyError:
+                self._refuse_names(inputs)
+            if type(value) is not np.ndarray or value.dtype != dtype or not value.flags.carray or value.ndim != rank:
+                value = as_input(value, spec)
+            arrays.append(value)
+        return arrays
+
+    def _by_name(self, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        if isinstance(values, np.ndarray) or not isinstance(values, Sequence) or len(values) != len(self.inputs):
+            got = len(values) if isinstance(values, list | tuple) else f"a {type(values).__name__}"
+            names = ", ".join(spec.name for spec in self.inputs)
+            raise InputError(f"inputs are {got}, expected {len(self.inputs)}", hint=f"a dict of {names}, or a list")
+        return {spec.name: value for spec, value in zip(self.inputs, values, strict=True)}
+
+    def _refuse_names(self, inputs: Mapping[str, np.ndarray]) -> None:
+        known = [spec.name for spec in self.inputs]
+        missing = [name for name in known if name not in inputs]
+        if missing:
+            spec = self.inputs[known.index(missing[0])]
+            raise InputError(f"input '{spec.name}' is missing", hint=f"it is {spec}")
+        self._known_among(list(inputs), known, "input")
+
+    def _known(self, names: Iterable[str], what: str) -> list[str]:
+        wanted = [names] if isinstance(names, str) else list(names)
+        self._known_among(wanted, self._output_names, what)
+        return wanted
+
+    def _known_among(self, names: Iterable[str], known: list[str], what: str) -> None:
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, 1)
+                hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}"
+                raise InputError(f"the model has no {what} '{name}'", hint=hint)
+
+
+def load(source: Source, threads: int | Pool | None = None) -> Executable:
+    """Loads an artifact from a path or its bytes, and checks its code; the weights stay in the file, see ``verify_weights``.
+
+    ``threads``: a number, or a ``Pool`` to share; None uses the physical cores that this process may use.
+    Raises ArtifactError for an artifact that is damaged, of another version, or for another machine.
+    """
+    return Executable(source, threads=threads)
+
+
+def _reload(source: Source, threads: int | None) -> Executable:
+    return Executable(source, threads=threads)

@@ -1,0 +1,166 @@
+"""One native session: the memory of one run at a time, and the shortest way from arrays to compiled code."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tcompile.errors import ExecutionError, InputError
+from tcompile.runtime import abi
+from tcompile.runtime.arrays import address, overlaps
+from tcompile.runtime.loader import Module
+from tcompile.runtime.pool import Pool
+from tcompile.runtime.specs import TensorSpec
+
+Shapes = list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one kernel call took: nanoseconds and turns in all; its floating-point operations for one turn."""
+
+    nanoseconds: int
+    turns: int
+    flops: int | None
+
+
+class Session:
+    """Runs one call at a time. Keeps the shapes of its last run prepared."""
+
+    def __init__(self, module: Module, pool: Pool, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+        self._module, self._pool, self._inputs, self._outputs = module, pool, inputs, outputs
+        self._handle: int = abi.native.tc_session_new(module.handle, pool.handle if pool.threads > 1 else None)
+        if not self._handle:
+            raise MemoryError("no memory for a session")
+        weakref.finalize(self, abi.native.tc_session_free, self._handle).atexit = False
+        abi.native.tc_session_set_hooks(self._handle, ctypes.addressof(abi.hooks))
+        self._names = [spec.name for spec in outputs]
+        self._shapes: Shapes | None = None
+        self._results: list[tuple[tuple[int, ...], np.dtype] | None] = []  # of outputs; None: growing
+        self._all_static = False
+        self._pointers = (ctypes.c_uint64 * (len(inputs) + len(outputs) + 1))()
+        self._pack = struct.Struct(f"={len(inputs) + len(outputs)}Q").pack_into
+        self._arguments = (
+            ctypes.c_void_p(self._handle),
+            ctypes.c_void_p(ctypes.addressof(self._pointers)),
+            ctypes.c_void_p(ctypes.addressof(self._pointers) + 8 * len(inputs)),
+        )
+
+    def run_all(self, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
+        """All outputs in new arrays. ``arrays``: the inputs in order, row-major and of their types."""
+        shapes = [array.shape for array in arrays]
+        if shapes != self._shapes:
+            self._prepare(shapes)
+        if not self._all_static:
+            return self.run(arrays, self._names, {})
+        made = [np.empty(shape, dtype) for shape, dtype in self._results]
+        self._pack(self._pointers, 0, *map(address, arrays), *map(address, made))
+        status = abi.native.tc_session_run(*self._arguments)
+        if status:
+            raise self._failure(status)
+        return dict(zip(self._names, made, strict=True))
+
+    def run(self, arrays: list[np.ndarray], wanted: Sequence[str], out: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The ``wanted`` outputs, in ``out``'s arrays where it names them."""
+        shapes = [array.shape for array in arrays]
+        if shapes != self._shapes:
+            self._prepare(shapes)
+        targets = [self._target(k, wanted, out, arrays) for k in range(len(self._outputs))]
+        self._pack(self._pointers, 0, *map(address, arrays), *(0 if target is None else address(target) for target in targets))
+        status = abi.native.tc_session_run(*self._arguments)
+        if status:
+            raise self._failure(status)
+        return {name: self._result(self._names.index(name), targets, out) for name in wanted}
+
+    def prepared_shapes(self, shapes: Shapes) -> Shapes:
+        """The outputs' shapes for inputs of these shapes; -1 where only a run knows."""
+        if shapes != self._shapes:
+            self._prepare(shapes)
+        return self._output_shapes()
+
+    def cancel(self) -> None:
+        """Stops the run in progress, from any thread."""
+        abi.native.tc_session_cancel(self._handle)
+
+    def profile(self, on: bool) -> None:
+        """Measures each call from the next run on, from zero."""
+        if abi.native.tc_session_profile(self._handle, on):
+            raise MemoryError("no memory for a profile")
+
+    def measured(self) -> list[Measured]:
+        """What each call took since ``profile(True)``."""
+        count = self._module.info.call_count
+        times, turns = abi.native.tc_session_times(self._handle), abi.native.tc_session_counts(self._handle)
+        flops = [abi.native.tc_session_flops(self._handle, call) for call in range(count)]
+        return [Measured(times[i], turns[i], None if flops[i] < 0 else flops[i]) for i in range(count)]
+
+    def memory(self) -> abi.Memory:
+        """Bytes that the session holds."""
+        memory = abi.Memory()
+        abi.native.tc_session_memory(self._handle, memory)
+        return memory
+
+    def _prepare(self, shapes: Shapes) -> None:
+        self._shapes = None
+        rows = [(ctypes.c_int64 * (len(shape) + 1))(*shape) for shape in shapes]
+        native = (abi.Shape * (len(shapes) + 1))()
+        for i, (row, shape, spec) in enumerate(zip(rows, shapes, self._inputs, strict=True)):
+            native[i] = abi.Shape(ctypes.addressof(row), len(shape), spec.element.onnx)
+        status = abi.native.tc_session_prepare(self._handle, ctypes.addressof(native))
+        if status:
+            raise self._failure(status)
+        found = zip(self._output_shapes(), self._outputs, strict=True)
+        self._results = [None if spec.growing else (shape, spec.dtype) for shape, spec in found]
+        self._all_static = None not in self._results
+        self._shapes = shapes
+
+    def _output_shapes(self) -> Shapes:
+        total = sum(len(spec.shape) for spec in self._outputs)
+        start = abi.native.tc_session_output_shapes(self._handle)
+        extents = iter((ctypes.c_int64 * total).from_address(start))
+        return [tuple(next(extents) for _ in spec.shape) for spec in self._outputs]
+
+    def _target(self, k: int, wanted: Sequence[str], out: Mapping[str, np.ndarray], arrays: list[np.ndarray]) -> np.ndarray | None:
+        """The array that compiled code writes output k to; None leaves it in the session."""
+        if self._results[k] is None or self._names[k] not in wanted:
+            return None
+        shape, dtype = self._results[k]
+        given = out.get(self._names[k])
+        if given is not None:
+            _check_out(self._outputs[k], given, shape)
+            if given.flags.carray and not overlaps(given, arrays):
+                return given
+        return np.empty(shape, dtype)
+
+    def _result(self, k: int, targets: list[np.ndarray | None], out: Mapping[str, np.ndarray]) -> np.ndarray:
+        result = self._fetch(k) if targets[k] is None else targets[k]
+        given = out.get(self._names[k])
+        if given is None or given is result:
+            return result
+        _check_out(self._outputs[k], given, result.shape)
+        given[...] = result
+        return given
+
+    def _fetch(self, k: int) -> np.ndarray:
+        """A copy of a growing output, whose memory stays the session's."""
+        result = np.empty(self._output_shapes()[k], self._outputs[k].dtype)
+        ctypes.memmove(address(result), self._pointers[len(self._inputs) + k], result.nbytes)
+        return result
+
+    def _failure(self, status: int) -> Exception:
+        text = abi.native.tc_session_error(self._handle).decode(errors="replace")
+        hint = abi.native.tc_session_hint(self._handle).decode(errors="replace")
+        return InputError(text, hint=hint) if status == abi.INPUT else ExecutionError(text, hint=hint)
+
+
+def _check_out(spec: TensorSpec, given: np.ndarray, shape: tuple[int, ...]) -> None:
+    if given.dtype != spec.dtype or given.shape != shape:
+        raise InputError(
+            f"out['{spec.name}'] is {given.dtype} of shape {given.shape}, the output is {spec.dtype} of shape {shape}",
+            hint=f"np.empty({shape}, '{spec.dtype}')",
+        )
