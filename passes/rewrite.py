@@ -39,7 +39,7 @@ Rule = Callable[[Node, "Context"], Patch | None]
 
 
 def rule(*ops: str) -> Callable[[Rule], Rule]:
-    """Marks a function as a rule for nodes of some ops."""
+    """Marks a function as a rule for nodes of some ops ("*": of all)."""
 
     def mark(function: Rule) -> Rule:
         function.ops = ops
@@ -75,6 +75,13 @@ class Context:
             array = self.constant(node.inputs[0])
             return None if array is None else _broadcast_view(array, node)
         return None
+
+    def is_constant(self, value: Value) -> bool:
+        """Whether a value is a constant under any broadcasts, also to symbolic extents."""
+        node = self._producers.get(value)
+        while node is not None and node.op == "broadcast":
+            node = self._producers.get(node.inputs[0])
+        return node is not None and node.op == "constant"
 
     def scalar(self, value: Value) -> float | int | bool | None:
         """The one value that all elements of a constant have; None where they differ or are not known."""
@@ -192,7 +199,7 @@ class _Sweep:
         return Node(node.op, inputs, node.outputs, node.attrs, regions, node.source)
 
     def _match(self, node: Node, context: Context) -> Patch | None:
-        for function in self.table.get(node.op, ()):
+        for function in (*self.table.get("*", ()), *self.table.get(node.op, ())):
             found = function(node, context)
             if found is not None:
                 return found
