@@ -80,7 +80,8 @@ def identities(node: Node, context: Context) -> Patch | None:
         return None
     zero = {"negative_zero": True} if dtype.is_float else {}
     same = (
-        (fn == "add" and _is(c, 0, **zero))  # x + -0.0 == x; x + 0.0 is not: it makes -0.0 into 0.0
+        (fn == "add" and _is(c, 0, **zero))  # x + -0.0 == x; x + 0.0 makes -0.0 into 0.0, so x must not be that
+        or (fn == "add" and _is(c, 0) and never_negative_zero(x, context))
         or (fn == "sub" and _is(c, 0, **({"negative_zero": False} if dtype.is_float else {})))  # x - 0.0 == x
         or (fn in ("mul", "div", "pow") and _is(c, 1))  # x * 1 == x / 1 == x**1 == x
         or (fn == "max" and _is(c, _lowest(dtype)))  # max(x, -inf) == x, a NaN stays
@@ -97,6 +98,28 @@ def _lowest(dtype: DType) -> float | int:
 
 def _highest(dtype: DType) -> float | int:
     return math.inf if dtype.kind in "fb" else integer_limits(dtype)[1]
+
+
+MOVEMENTS = ("reshape", "transpose", "broadcast", "slice")
+
+
+def never_negative_zero(value: Value, context: Context, depth: int = 8) -> bool:
+    """Whether no element can be -0.0. A sum that starts from 0.0 cannot, nor one with a term that cannot."""
+    made = context.producer(value)
+    if made is None or depth == 0:
+        return False
+    if made.op in MOVEMENTS:
+        return never_negative_zero(made.inputs[0], context, depth - 1)
+    if made.op == "map":
+        fn, inputs = made.attrs["fn"], made.inputs
+        if fn in ("exp", "sigmoid", "abs") or (fn == "mul" and inputs[0] is inputs[1]):
+            return True
+        return fn == "add" and any(never_negative_zero(x, context, depth - 1) for x in inputs)
+    if made.op == "constant":
+        array = made.attrs["value"]
+        return array.size == 1 and not np.signbit(array.reshape(-1).astype(np.float64)[0])
+    summed = made.op == "reduce" and made.attrs["fn"] == "add"
+    return summed or made.op in ("conv", "dot_general", "iota") or (made.op == "convert" and not made.inputs[0].dtype.is_float)
 
 
 @rule("map")

@@ -8,7 +8,7 @@ gone, equal nodes are one, and known symbols are numbers.
     %b = transpose(%a) {perm = (1, 0)}              -->
     %c = map(%k, %b) {fn = "add"}
 
-The rules, each with its algebra, are in ``passes/algebra.py``, ``movement.py`` and ``control.py``.
+The rules, each with its algebra, are in ``passes/algebra.py``, ``movement.py``, ``sink.py`` and ``control.py``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tcompile.ir.graph import Graph
-from tcompile.passes import algebra, control, movement
+from tcompile.passes import algebra, control, movement, sink
 from tcompile.passes.common import EliminateCommon
 from tcompile.passes.rewrite import Rule, rewrite
 from tcompile.passes.symbols import resolve_symbols
 
-RULES: tuple[Rule, ...] = (*algebra.RULES, *movement.RULES, *control.RULES)
+RULES: tuple[Rule, ...] = (*algebra.RULES, *movement.RULES, *sink.RULES, *control.RULES)
 ROUNDS = 10
 
 

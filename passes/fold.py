@@ -23,7 +23,7 @@ from tcompile.ir.dims import DimError
 from tcompile.ir.graph import Graph, Node
 from tcompile.ir.ops import evaluate
 from tcompile.passes.canonicalise import canonical
-from tcompile.passes.rewrite import Context, Patch, patch, rule
+from tcompile.passes.rewrite import Context, Patch, Rule, patch, rule
 
 KEPT = ("constant", "broadcast", "fused", "if", "loop", "bind_dim", "dim")
 
@@ -35,10 +35,11 @@ class FoldConstants:
     name: str = "fold-constants"
     limit: int = 1 << 16
     growth: float = 1.0
+    extra: tuple[Rule, ...] = ()  # rules that work on what folding makes visible
 
     def apply(self, graph: Graph) -> Graph:
         """The graph with known values computed."""
-        return canonical(graph, (rule("*")(lambda node, context: self._fold(node, context)), known_dim))
+        return canonical(graph, (rule("*")(lambda node, context: self._fold(node, context)), known_dim, *self.extra))
 
     def _fold(self, node: Node, context: Context) -> Patch | None:
         arrays = self._operands(node, context)

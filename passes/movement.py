@@ -1,7 +1,7 @@
 """Algebra of data movement; part of ``passes/canonicalise.py``.
 
-Movements change no element, so every rule here is exact. Canonical forms: a broadcast's operand has no constant extent
-1, a movement of a movement of the same kind is one movement, what moves nothing is a reshape or nothing.
+Movements change no element, so every rule here is exact. Canonical forms: a broadcast repeats missing axes only (where
+extents are known), a movement of a movement of the same kind is one movement, what moves nothing is a reshape or nothing.
 """
 
 from __future__ import annotations
@@ -96,16 +96,14 @@ def broadcast_chain(node: Node, context: Context) -> Patch | None:
 
 @rule("broadcast")
 def squeeze_broadcast(node: Node, context: Context) -> Patch | None:
-    # an operand axis of extent 1 says nothing that a missing one does not
-    x, axes = node.inputs[0], node.attrs["axes"]
-    if 1 not in x.shape:
+    # an operand axis of extent 1 that becomes longer says nothing that a missing one does not
+    x, axes, shape = node.inputs[0], node.attrs["axes"], node.output.shape
+    kept = [k for k, extent in enumerate(x.shape) if extent != 1 or shape[axes[k]] == 1]
+    if len(kept) == x.rank:
         return None
-    kept = [axis for axis, extent in enumerate(x.shape) if extent != 1]
     b = context.build(node)
-    squeezed = b.reshape(x, [x.shape[axis] for axis in kept])
-    return patch(
-        "broadcast of unit axes", b, b.emit("broadcast", squeezed, shape=node.output.shape, axes=tuple(axes[axis] for axis in kept))
-    )
+    squeezed = b.reshape(x, [x.shape[k] for k in kept])
+    return patch("broadcast of unit axes", b, b.emit("broadcast", squeezed, shape=shape, axes=tuple(axes[k] for k in kept)))
 
 
 @rule("broadcast")
