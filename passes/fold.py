@@ -50,7 +50,7 @@ class FoldConstants:
         except (ExecutionError, DimError):
             return None  # it stops, or its shape depends on the run: the run will say so
         b = context.build(node)
-        return patch("constant operands", b, *(b.constant(np.ascontiguousarray(result)) for result in results))
+        return patch("constant operands", b, *(b.constant(np.asarray(result, order="C")) for result in results))
 
     def _operands(self, node: Node, context: Context) -> list[np.ndarray] | None:
         """The operands' arrays, where all are known and folding pays."""
