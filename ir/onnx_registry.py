@@ -27,6 +27,8 @@ FAMILIES = (
     "onnx_sort",
     "onnx_math",
     "onnx_ml",
+    "onnx_trees",
+    "onnx_svm",
 )
 
 Handler = Callable[[Any], Any]
