@@ -27,6 +27,7 @@ _ENOUGH_TURNS = 64  # turns of a parallel loop from which no further loop is fla
 
 # Cost of one vector's worth of an access, in units of a contiguous one.
 _BROADCAST_LOAD, _STRIDED_LOAD, _STRIDED_STORE = 0.3, 0.7, 1.5
+_JOIN = 8
 _UNROLLED_COST = 24  # operations in a summand from which several accumulators no longer pay
 _TRANSCENDENTAL = frozenset(
     {"exp", "log", "log1p", "expm1", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh"}
@@ -168,22 +169,22 @@ class _Scheduler:
 
     def _inner_cost(self, core: Block, width: int) -> float:
         """What the innermost loops cost with lanes inside; a serial one costs a vector per element."""
-        total = 0.0
-        for loop in walk(core):
-            if isinstance(loop, For) and not has_loops(loop.body):
-                if loop.var in self.independent or accumulation(loop) is not None:
-                    joined = (
-                        1 + 8 * width / loop.extent
-                        if isinstance(loop.extent, int) and loop.extent and loop.var not in self.independent
-                        else 1
-                    )
-                    total += self._cost(loop.body, loop, width) * joined
-                else:
-                    total += len(accesses(loop.body, loop.var)) * width
-        return total
+        local = _locals(core)
+        loops = [loop for loop in walk(core) if isinstance(loop, For) and not has_loops(loop.body)]
+        return sum(self._loop_cost(loop, width, local) for loop in loops)
 
-    def _cost(self, body: Block, loop: For, width: int) -> float:
-        local = {stmt.name for stmt in walk(body) if isinstance(stmt, Alloc)}
+    def _loop_cost(self, loop: For, width: int, local: frozenset[str]) -> float:
+        if loop.var in self.independent:
+            return self._cost(loop.body, loop, width, local)
+        if loop.var not in self.folds or accumulation(loop) is None:
+            return len(accesses(loop.body, loop.var)) * width
+        # joining the lanes costs some eight vectors' work
+        joins = 1 + _JOIN * width / loop.extent if isinstance(loop.extent, int) and loop.extent else 1
+        return self._cost(loop.body, loop, width, local) * joins
+
+    def _cost(self, body: Block, loop: For, width: int, local: frozenset[str] | None = None) -> float:
+        """What the accesses of a body cost with lanes along a loop, per vector; ``local`` buffers cost nothing."""
+        local = _locals(body) if local is None else local
         found = [access for access in accesses(body, loop.var) if access.buffer not in local]
         return sum(_access_cost(access, width) for access in found) / _utilisation(loop.extent, width)
 
@@ -200,6 +201,10 @@ class _Scheduler:
                 if isinstance(expr, Load) or (isinstance(expr, Op | Cast | Select) and expr.dtype not in (BOOL, I64)):
                     largest = max(largest, expr.dtype.bytes)
         return largest
+
+
+def _locals(block: Block) -> frozenset[str]:
+    return frozenset(stmt.name for stmt in walk(block) if isinstance(stmt, Alloc))
 
 
 def _access_cost(access: Access, width: int) -> float:

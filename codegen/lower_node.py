@@ -64,10 +64,11 @@ def launches(node: Node, scope: Scope, target: Target) -> list[Launch] | None:
     built: list[Draft | Built] | None = from_template(node, scope, target)
     if built is None and not has_naive(node):
         return None
-    return [_launch(kernel, scope, target) for kernel in (naive(node, scope) if built is None else built)]
+    return [launch_of(made, scope, target) for made in (naive(node, scope) if built is None else built)]
 
 
-def _launch(made: Draft | Built, scope: Scope, target: Target) -> Launch:
+def launch_of(made: Draft | Built, scope: Scope, target: Target) -> Launch:
+    """One kernel, scheduled and canonical."""
     if isinstance(made, Draft):
         kernel, values = made.finish()
         kernel = schedule(kernel, made.nest.independent, made.nest.folds, target)

@@ -73,7 +73,7 @@ class _LanesOf:
             turns = dims.floordiv(n - start, step)
             body += self._main(turns, start, step // w)
             start = start + turns * step
-        body += self._vector(start, 0, n - start)
+        body += self._vector(start, 0, dims.mod(n, w))
         return (*body, *self._join())
 
     @property
