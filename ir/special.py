@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from functools import cache
 
 import numpy as np
@@ -46,21 +47,51 @@ def _interpolant() -> np.ndarray:
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a * b + c with one rounding: exact for f32, within one ulp for f64."""
+    """a * b + c with one rounding."""
     if a.dtype == np.float32:
         return _fma_f32(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64))
-    product, low = _two_product(a, b)
-    total, rest = _two_sum(product, c)
-    exact = total + (rest + low)
-    return np.where(np.isfinite(exact), exact, a * b + c)
+    shape = np.broadcast_shapes(np.shape(a), np.shape(b), np.shape(c))
+    a, b, c = (np.broadcast_to(x, shape).ravel() for x in (a, b, c))
+    # a zero or a non-finite operand leaves at most one rounding anyway
+    simple = (a == 0) | (b == 0) | (c == 0) | ~(np.isfinite(a) & np.isfinite(b) & np.isfinite(c))
+    result = np.where(simple, a * b + c, _fma_f64(a, b, c))
+    for k in np.flatnonzero(~simple & ~_far_from_limits(a, b, c)):
+        result[k] = _fma_exact(float(a[k]), float(b[k]), float(c[k]))
+    return result.reshape(shape)
+
+
+def _far_from_limits(*factors: np.ndarray) -> np.ndarray:
+    """Whether products of two of the numbers, and the errors of those, are normal numbers."""
+    return np.logical_and.reduce([(np.abs(x) > 2.0**-400) & (np.abs(x) < 2.0**400) for x in factors])
+
+
+def _fma_f64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """Boldo and Melquiond, "Emulation of FMA and correctly rounded sums" (2008): the low parts are summed with rounding to odd."""
+    high, low = _two_product(a, b)
+    sum_low, rest_low = _two_sum(c, low)
+    sum_high, rest_high = _two_sum(high, sum_low)
+    return sum_high + _sum_to_odd(rest_high, rest_low)
+
+
+def _fma_exact(a: float, b: float, c: float) -> float:
+    exact = Fraction(a) * Fraction(b) + Fraction(c)
+    try:
+        return float(exact) if exact else a * b + c
+    except OverflowError:
+        return math.inf if exact > 0 else -math.inf
 
 
 def _fma_f32(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     # the product of two f32 is exact in f64; rounding the sum to odd makes the rounding to f32 the only one
-    total, rest = _two_sum(a * b, c)
+    return _sum_to_odd(a * b, c).astype(np.float32)
+
+
+def _sum_to_odd(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a + b; of the two neighbours of an inexact sum, the one whose last mantissa bit is odd."""
+    total, rest = _two_sum(a, b)
     even = (np.asarray(total).view(np.uint64) & 1) == 0
     nudge = even & (rest != 0) & np.isfinite(total) & np.isfinite(rest)
-    return np.where(nudge, np.nextafter(total, np.copysign(np.inf, rest)), total).astype(np.float32)
+    return np.where(nudge, np.nextafter(total, np.copysign(np.inf, rest)), total)
 
 
 def _two_sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,127 @@
+"""exp, expm1, sigmoid for f32 and f64: round to a multiple of ln 2, a polynomial, and the exponent put back as bits.
+
+    x = n * ln 2 + r with |r| <= ln(2)/2;  exp(x) = 2**n * (1 + r + r*r*Q(r))
+
+n comes from adding a large constant, whose low mantissa bits then *are* n plus a bias: no conversion to integers.
+ULP (measured): exp 1.0 (f32), 1.0 (f64); expm1 1.6, 1.9; sigmoid 2.2, 2.2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tcompile.codegen.math_term import Term, at_least, at_most, exponent_bias, fma, horner, mantissa_bits, select
+from tcompile.ir.dtypes import F32, F64
+
+
+@dataclass(frozen=True)
+class ExpTable:
+    """Constants of one type. ln 2 is split so that n * ln2_high is exact; ``lowest`` gives 0 and ``highest`` infinity."""
+
+    ln2_high: float
+    ln2_low: float
+    lowest: float
+    highest: float
+    expm1_lowest: float  # where expm1 has become -1
+    sigmoid_highest: float  # where sigmoid has become 1
+    tiny: float  # expm1(x) rounds to x below
+    exp: tuple[float, ...]  # Q of exp: minimax of the error relative to exp(x), coefficients rounded one by one
+    expm1: tuple[float, ...]  # Q of expm1: minimax of the error relative to expm1(x)
+
+
+LOG2_E = 1.4426950408889634074
+_TABLES = {
+    F32: ExpTable(
+        ln2_high=0.693145751953125,
+        ln2_low=1.4286068203094173e-06,
+        lowest=-104.0,
+        highest=89.0,
+        expm1_lowest=-18.0,
+        sigmoid_highest=30.0,
+        tiny=2.0**-25,
+        exp=(0.4999999403953552, 0.16666516661643982, 0.04166814312338829, 0.008369074203073978, 0.0013826849171891809),
+        expm1=(0.5, 0.16666538, 0.041666485, 0.008367002, 0.0013936365),
+    ),
+    F64: ExpTable(
+        ln2_high=0.6931471805598903,
+        ln2_low=5.497923018708371e-14,
+        lowest=-746.0,
+        highest=710.0,
+        expm1_lowest=-38.0,
+        sigmoid_highest=40.0,
+        tiny=2.0**-54,
+        exp=(
+            0.5, 0.16666666666666688, 0.04166666666666683, 0.008333333333313701, 0.0013888888888768378, 0.00019841269904215313,
+            2.4801587591195378e-05, 2.755722746260569e-06, 2.7557039802315204e-07, 2.5114470769222294e-08, 2.098311999913332e-09,
+        ),
+        expm1=(
+            0.5, 0.16666666666666677, 0.04166666666666667, 0.00833333333332144, 0.001388888888887813, 0.00019841269889661796,
+            2.4801587344023347e-05, 2.7557237238253946e-06, 2.755725337688852e-07, 2.5112538259085627e-08, 2.092193740031505e-09,
+        ),
+    ),
+}  # fmt: skip
+
+
+def exp(x: Term) -> Term:
+    """e**x, denormal results included."""
+    table = _TABLES[x.dtype]
+    return _exp_between(x, table.lowest, table.highest)
+
+
+def sigmoid(x: Term) -> Term:
+    """1 / (1 + exp(-x)), as e/(1 + e) of e = exp(x), which keeps the tiny values far left."""
+    table = _TABLES[x.dtype]
+    e = _exp_between(x, table.lowest, table.sigmoid_highest)
+    return e / (e + 1.0)
+
+
+def expm1(x: Term) -> Term:
+    """e**x - 1 without cancellation near 0."""
+    table = _TABLES[x.dtype]
+    return select(abs(x) < table.tiny, x, expm1_scaled(x, table.highest, 0) * 2.0)
+
+
+def expm1_plain(x: Term) -> Term:
+    """e**x - 1 for x >= 0 far from overflow."""
+    r, biased = reduce(x, exponent_bias(x.dtype))
+    scale = power_of_two(biased)
+    return fma(scale, fma(r * r, horner(r, _TABLES[x.dtype].expm1), r), scale - 1.0)
+
+
+def expm1_scaled(x: Term, highest: float, shift: int) -> Term:
+    """(e**min(x, highest) - 1) * 2**-(1 + shift): scaled so that neither 2**n nor the result overflows early."""
+    table = _TABLES[x.dtype]
+    r, biased = reduce(at_most(at_least(x, table.expm1_lowest), highest), exponent_bias(x.dtype) - 1 - shift)
+    scale = power_of_two(biased)
+    p = fma(r * r, horner(r, table.expm1), r)
+    return fma(scale, p, scale - 0.5 * 2.0**-shift)
+
+
+def exp_scaled(x: Term, lowest: float, highest: float, shift: int) -> Term:
+    """e**x * 2**-shift for x clamped to a range in which the result is a normal number."""
+    table = _TABLES[x.dtype]
+    r, biased = reduce(at_most(at_least(x, lowest), highest), exponent_bias(x.dtype) - shift)
+    return fma(r * r, horner(r, table.exp), r + 1.0) * power_of_two(biased)
+
+
+def _exp_between(x: Term, lowest: float, highest: float) -> Term:
+    # 2**n is applied in two halves: n may lie outside the exponents of normal numbers
+    table = _TABLES[x.dtype]
+    r, biased = reduce(at_most(at_least(x, lowest), highest), 2 * exponent_bias(x.dtype))
+    half = biased >> 1
+    p = fma(r * r, horner(r, table.exp), r) + 1.0
+    return p * power_of_two(half) * power_of_two(biased - half)
+
+
+def reduce(x: Term, bias: int) -> tuple[Term, Term]:
+    """(r, integer) with x = n ln 2 + r; the integer's low bits are n + bias, which must not be negative."""
+    table = _TABLES[x.dtype]
+    magic = 1.5 * 2.0 ** mantissa_bits(x.dtype) + bias
+    shifted = fma(x, LOG2_E, magic)
+    n = shifted - magic
+    return fma(n, -table.ln2_low, fma(n, -table.ln2_high, x)), shifted.bits()
+
+
+def power_of_two(biased: Term) -> Term:
+    """2**n of an integer whose low bits are n + the exponent bias."""
+    return (biased << mantissa_bits(biased.bits().dtype)).bits()
