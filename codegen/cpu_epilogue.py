@@ -6,7 +6,7 @@ place in the output follows the region from the contraction to its root.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from tcompile.codegen.cpu_tile import Accumulator
 from tcompile.codegen.draft import Draft
@@ -66,23 +66,31 @@ class Epilogue:
         return places[self.root]
 
 
-def store_tile(epilogue: Epilogue, acc: Accumulator, index: object, columns: DimLike | None = None) -> None:
-    """Runs the epilogue over a tile; ``index(row, column)`` is the contraction's index. ``columns``: how many are valid (None: all)."""
+Place = Callable[[DimLike, DimLike, DimLike], Shape]
+
+
+def store_tile(epilogue: Epilogue, acc: Accumulator, place: Place, width: int, columns: DimLike | None = None) -> None:
+    """Runs the epilogue over a tile whose columns are parts of ``width`` that lie together in the output.
+
+    ``place(row, part, column of the part)`` is the contraction's index; ``columns`` is how many of the only part are
+    valid (None: all).
+    """
     if columns is None and epilogue.small:
-        _from_registers(epilogue, acc, index)
+        _from_registers(epilogue, acc, place, width)
     else:
-        _through_stage(epilogue, acc, index, acc.tile.columns if columns is None else columns)
+        _through_stage(epilogue, acc, place, width, width if columns is None else columns)
 
 
-def _from_registers(epilogue: Epilogue, acc: Accumulator, index) -> None:
+def _from_registers(epilogue: Epilogue, acc: Accumulator, place: Place, width: int) -> None:
     tile = acc.tile
     with epilogue.draft.nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
         for row in range(tile.rows):
             for vector in range(tile.vectors):
-                epilogue.store(index(row, vector * tile.lanes + lane), acc.at(row, vector, lane))
+                part, start = divmod(vector * tile.lanes, width)
+                epilogue.store(place(row, part, start + lane), acc.at(row, vector, lane))
 
 
-def _through_stage(epilogue: Epilogue, acc: Accumulator, index, columns: DimLike) -> None:
+def _through_stage(epilogue: Epilogue, acc: Accumulator, place: Place, width: int, columns: DimLike) -> None:
     """Writes the tile to the stack and walks it row by row: small code, and any number of columns."""
     nest, tile = epilogue.draft.nest, acc.tile
     stage = nest.alloc(acc.dtype, (tile.rows * tile.columns,))
@@ -90,8 +98,9 @@ def _through_stage(epilogue: Epilogue, acc: Accumulator, index, columns: DimLike
         for row in range(tile.rows):
             for vector in range(tile.vectors):
                 nest.store(stage, row * tile.columns + vector * tile.lanes + lane, acc.at(row, vector, lane))
-    with nest.loop(tile.rows) as row, nest.loop(columns, LoopKind.VECTOR, tile.lanes) as column:
-        epilogue.store(index(row, column), Load(stage, (row * tile.columns + column,), acc.dtype))
+    with nest.loops((tile.columns // width, tile.rows)) as (part, row), nest.loop(columns, LoopKind.VECTOR, tile.lanes) as column:
+        value = Load(stage, (row * tile.columns + part * width + column,), acc.dtype)
+        epilogue.store(place(row, part, column), value)
 
 
 def _dependents(node: Node, anchor: Node) -> Iterator[Node]:

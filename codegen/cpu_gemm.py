@@ -150,10 +150,10 @@ class Gemm:
         )
         start = panel * self.tile.columns
 
-        def index(row: DimLike, column: DimLike) -> Shape:
+        def place(row: DimLike, part: DimLike, column: DimLike) -> Shape:
             return self.place(batch, first + row, start + column)
 
-        self._by_width(panel, lambda columns: store_tile(self.epilogue, acc, index, columns))
+        self._by_width(panel, lambda columns: store_tile(self.epilogue, acc, place, tile.columns, columns))
 
     def _by_width(self, panel: DimLike, emit: Callable[[DimLike | None], None]) -> None:
         """Runs ``emit`` for a full panel (None), and for the last one with its number of columns where it may be narrower."""

@@ -89,7 +89,7 @@ def _work(target: Target, rows: int, vectors: int, height: int, width: int) -> f
 
 def step_cycles(target: Target, height: int, width: int) -> float:
     """Cycles of one step of a tile: its FMAs, the latency where they are few, or its loads; and a little for the loop."""
-    return max(height * width / target.fma_ports, target.fma_latency, (height + width) / target.load_ports) + 0.15
+    return max(height * width / target.fma_ports, target.fma_latency + 0.3, (height + width) / target.load_ports) + 0.2
 
 
 def micro_kernel(

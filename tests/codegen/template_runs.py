@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tcompile.codegen import cpu_gemm, templates  # noqa: F401  (cpu_* register themselves)
+from tcompile.codegen import cpu_conv, cpu_gemm, templates  # noqa: F401  (cpu_* register themselves)
 from tcompile.codegen.draft import Scope
 from tcompile.ir.graph import Graph, Node, Value
 from tcompile.ir.interpret import bind_symbols, interpret

@@ -1,0 +1,279 @@
+"""Direct convolution on blocked activations, and the stem that reads plain ones.
+
+    parallel for (image, group of output blocks, chunk of rows):
+        for each row of the chunk, for each tile of columns:
+            acc[columns][blocks of output channels] = 0
+            for (input block, kernel position, input channel):  acc += x[column] * w[channel][lanes]
+            epilogue; store
+
+The input is padded beforehand. A pointwise convolution takes all positions as one long row. Sums run in one fixed
+order by one thread each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from tcompile.codegen.access import ravel, unravel
+from tcompile.codegen.cpu_epilogue import Epilogue, anchor, store_tile
+from tcompile.codegen.cpu_tile import Tile, accumulator_type, fits, lanes, micro_kernel, step_cycles
+from tcompile.codegen.draft import Draft, Scope
+from tcompile.codegen.scalar import compare, index_value
+from tcompile.codegen.templates import Built, template
+from tcompile.ir import dims
+from tcompile.ir.dims import DimLike, Range, Shape
+from tcompile.ir.graph import Node
+from tcompile.ir.loops import Expr, Load, LoopKind
+from tcompile.ir.target import Target
+
+MIN_TASKS = 32  # parallel tasks to aim for; more only cost loop overhead
+
+
+class DirectConv:
+    """Writes the loops of one kernel; ``BlockedConv`` and ``StemConv`` say how inputs and weights lie."""
+
+    def __init__(self, node: Node, scope: Scope, target: Target, name: str) -> None:
+        self.target = target
+        found = anchor(node)
+        assert found is not None, node.op
+        self.core = found
+        self.draft = Draft(name, node, scope)
+        self.nest = self.draft.nest
+        self.epilogue = Epilogue(self.draft, node, self.core)
+        self.x, self.w = self.core.inputs
+        self.images, self.blocks, *spatial, self.block = self.core.output.shape
+        self.spatial: Shape = tuple(spatial)
+        self.dtype = accumulator_type(self.x.dtype, self.w.dtype, self.core.output.dtype)
+        self.groups = self.core.attrs.get("groups", 1)
+        self._geometry()
+        # positions in memory order are one row where each output reads just its own position
+        self.flat = self._pointwise()
+        self.rows: DimLike = 1 if self.flat else dims.product(self.spatial[:-1])
+        self.columns: DimLike = dims.product(self.spatial) if self.flat else self.spatial[-1]
+        lane_count = min(lanes(target, self.dtype), self.block)
+        self.tile, self.wide = self._choose(lane_count)
+        self.draft.flops = 2 * self.core.output.type.size * dims.product(self.taps)
+        self.draft.tags["tile"] = f"{self.tile.rows}x{self.tile.vectors}x{lane_count}"
+
+    # To be given by subclasses ------------------------------------------------------------------------
+
+    def _geometry(self) -> None:
+        """Sets ``taps``: the extents of the loops over terms, the kernel positions being ``kernel``."""
+        raise NotImplementedError
+
+    def load(self, image: DimLike, group: DimLike, position: Shape, tap: Shape) -> Expr:
+        """The input under a kernel position, ``position`` being that of the output."""
+        raise NotImplementedError
+
+    def weight(self, block: DimLike, lane: DimLike, tap: Shape) -> Expr:
+        """The weight of an output channel."""
+        raise NotImplementedError
+
+    # Shape of the kernel ------------------------------------------------------------------------------
+
+    def _pointwise(self) -> bool:
+        attrs = self.core.attrs
+        return all(k == 1 for k in self.kernel) and all(s == 1 for s in attrs["strides"])
+
+    def _choose(self, lane_count: int) -> tuple[Tile, int]:
+        """The register tile and its number of output blocks: the fewest cycles over a row and all blocks."""
+        per_block = self.block // lane_count
+        length = self.columns if isinstance(self.columns, int) else 64
+        heights = range(1, min(max(length, 1), self.target.vector_registers) + 1) if isinstance(self.columns, int) else (1, 2, 4, 8)
+        options = [
+            (self._cycles(length, height, wide, per_block), Tile(height, wide * per_block, lane_count), wide)
+            for wide in range(1, min(self._group_blocks(), 8) + 1)
+            if self.groups == 1 or self._group_blocks() % wide == 0
+            for height in heights
+            if fits(self.target, height, wide * per_block)
+        ]
+        _, tile, wide = min(options, key=lambda option: option[0])
+        return tile, wide
+
+    def _group_blocks(self) -> int:
+        return self.blocks // self.groups
+
+    def _cycles(self, length: int, height: int, wide: int, per_block: int) -> float:
+        full, rest = divmod(length, height)
+        cycles = 0.0
+        for blocks, count in ((wide, self.blocks // wide), (self.blocks % wide, 1)):
+            if blocks:
+                for rows, times in ((height, full), (rest, 1)):
+                    cycles += count * times * step_cycles(self.target, rows, blocks * per_block) if rows else 0
+        return cycles
+
+    # Loops --------------------------------------------------------------------------------------------
+
+    def write(self) -> Draft:
+        """The whole kernel."""
+        bundles = -(-self.blocks // self.wide)
+        tiles = dims.floordiv(self.columns, self.tile.rows, self.nest.ranges)
+        # what is cut into chunks: rows, or the tiles of the only row
+        units = dims.maximum(tiles, 1, self.nest.ranges) if self.flat else self.rows
+        per_chunk = self._per_chunk(units, bundles)
+        chunks = dims.ceildiv(units, per_chunk, self.nest.ranges)
+        with self.nest.loop(self.images * bundles * chunks, LoopKind.PARALLEL) as task:
+            image, bundle, chunk = self._split(task, (self.images, bundles, chunks))
+            first = chunk * per_chunk
+            run = partial(self._run, image, bundle, first, tiles, per_chunk, chunks, chunk)
+            self._by_blocks(bundle, bundles, run)
+        return self.draft
+
+    def _per_chunk(self, units: DimLike, bundles: int) -> int:
+        images = self.images if isinstance(self.images, int) else 1
+        wanted = max(MIN_TASKS // max(images * bundles, 1), 1)
+        return max(-(-units // wanted), 1) if isinstance(units, int) else 8 if wanted > 1 else 1 << 20
+
+    def _split(self, task: DimLike, shape: Shape) -> list[DimLike]:
+        found: list[DimLike] = []
+        for i, extent in zip(unravel(task, shape, self.nest.ranges), shape, strict=True):
+            simple = isinstance(i, int) or i == task
+            found.append(i if simple else self.nest.let_index(index_value(i), Range(0, extent - 1)))
+        return found
+
+    def _by_blocks(self, bundle: DimLike, bundles: int, run: Callable[[int], None]) -> None:
+        """Runs a bundle of ``wide`` blocks, or the narrower last one."""
+        rest = self.blocks % self.wide
+        if not rest:
+            run(self.wide)
+        elif bundles == 1:
+            run(rest)
+        else:
+            with self.nest.branch(compare("lt", bundle, bundles - 1)):
+                run(self.wide)
+            with self.nest.otherwise():
+                run(rest)
+
+    def _run(
+        self, image: DimLike, bundle: DimLike, first: DimLike, tiles: DimLike, per_chunk: int, chunks: DimLike, chunk: DimLike, blocks: int
+    ) -> None:
+        """One task, with the number of output blocks known."""
+        nest, height = self.nest, self.tile.rows
+        emit = partial(self._tile, image, bundle * self.wide, blocks)
+        if self.flat:
+            with nest.loop(dims.minimum(per_chunk, tiles - first, nest.ranges)) as tile:
+                emit(height, (), (first + tile) * height)
+            if chunks == 1:
+                self._rest(partial(emit, row=()), tiles)
+            elif list(self._rests(tiles)):
+                with nest.branch(compare("eq", chunk, chunks - 1)):
+                    self._rest(partial(emit, row=()), tiles)
+            return
+        with nest.loop(dims.minimum(per_chunk, self.rows - first, nest.ranges)) as offset:
+            row: Shape = tuple(self._split(first + offset, self.spatial[:-1])) if len(self.spatial) > 1 else ()
+            with nest.loop(tiles) as tile:
+                emit(height, row, tile * height)
+            self._rest(partial(emit, row=row), tiles)
+
+    def _rest(self, emit: Callable[..., None], tiles: DimLike) -> None:
+        """The columns that fill no tile."""
+        for count, start, cond in self._rests(tiles):
+            if cond is None:
+                emit(count, start=start)
+            else:
+                with self.nest.branch(cond):
+                    emit(count, start=start)
+
+    def _rests(self, tiles: DimLike) -> Iterator[tuple[int, DimLike, Expr | None]]:
+        columns, height = self.columns, self.tile.rows
+        if isinstance(columns, int):
+            if columns % height:
+                yield columns % height, tiles * height, None
+            return
+        size = height // 2
+        while size:
+            start = dims.floordiv(columns, 2 * size, self.nest.ranges) * (2 * size)
+            yield size, start, compare("ge", columns - start, size)
+            size //= 2
+
+    def _tile(self, image: DimLike, block: DimLike, blocks: int, height: int, row: Shape, start: DimLike) -> None:
+        per_block = self.block // self.tile.lanes
+        tile = Tile(height, blocks * per_block, self.tile.lanes)
+        group = 0 if self.groups == 1 else dims.floordiv(block, self._group_blocks(), self.nest.ranges)
+        if self.groups > 1:
+            group = self.nest.let_index(index_value(group), Range(0, self.groups - 1))
+
+        def weight(vector: int, lane: DimLike, tap: Shape) -> Expr:
+            part, offset = divmod(vector, per_block)
+            return self.weight(block + part, offset * tile.lanes + lane, tap)
+
+        acc = micro_kernel(
+            self.nest,
+            tile,
+            self.dtype,
+            terms=self._terms,
+            a=lambda column, tap: self.load(image, group, (*row, start + column), tap),
+            b=weight,
+        )
+
+        def place(column: DimLike, part: DimLike, lane: DimLike) -> Shape:
+            position = unravel(start + column, self.spatial, self.nest.ranges) if self.flat else (*row, start + column)
+            return (image, block + part, *position, lane)
+
+        store_tile(self.epilogue, acc, place, self.block)
+
+    @contextmanager
+    def _terms(self) -> Iterator[Shape]:
+        with self.nest.loops(self.taps) as tap:
+            yield tap
+
+    def _source(self, position: Shape, kernel: Shape) -> Shape:
+        """The input position that a kernel position reads for an output position."""
+        attrs = self.core.attrs
+        return tuple(p * s + k * d for p, s, k, d in zip(position, attrs["strides"], kernel, attrs["dilation"], strict=True))
+
+
+class BlockedConv(DirectConv):
+    """conv_blocked: x [N, I/B, spatial, B], w [O/B, I/g/B, kernel, Bi, Bo]."""
+
+    def _geometry(self) -> None:
+        self.kernel = self.w.shape[2:-2]
+        self.taps = (self.w.shape[1], *self.kernel, self.w.shape[-2])
+
+    def load(self, image: DimLike, group: DimLike, position: Shape, tap: Shape) -> Expr:
+        block, *kernel, channel = tap
+        block = group * self.w.shape[1] + block
+        shape = self.x.shape
+        if self.flat:
+            flat = ((image * shape[1] + block) * dims.product(shape[2:-1]) + position[0]) * shape[-1] + channel
+            return self.draft.inliner.flat(self.x, flat)
+        return self.draft.element(self.x, (image, block, *self._source(position, tuple(kernel)), channel))
+
+    def weight(self, block: DimLike, lane: DimLike, tap: Shape) -> Expr:
+        return Load(self.draft.read(self.w), (ravel((block, *tap, lane), self.w.shape),), self.w.dtype)
+
+
+class StemConv(DirectConv):
+    """conv_stem: plain x [N, I, spatial], w [O/B, I, kernel, B]."""
+
+    def _geometry(self) -> None:
+        self.kernel = self.w.shape[2:-1]
+        self.taps = (self.w.shape[1], *self.kernel)
+
+    def load(self, image: DimLike, group: DimLike, position: Shape, tap: Shape) -> Expr:
+        channel, *kernel = tap
+        if self.flat:
+            shape = self.x.shape
+            return self.draft.inliner.flat(self.x, (image * shape[1] + channel) * dims.product(shape[2:]) + position[0])
+        return self.draft.element(self.x, (image, channel, *self._source(position, tuple(kernel))))
+
+    def weight(self, block: DimLike, lane: DimLike, tap: Shape) -> Expr:
+        return Load(self.draft.read(self.w), (ravel((block, *tap, lane), self.w.shape),), self.w.dtype)
+
+
+_KINDS: dict[str, type[DirectConv]] = {"conv_blocked": BlockedConv, "conv_stem": StemConv}
+
+
+@template("conv_blocked")
+@template("conv_stem")
+@template("fused.conv")
+def direct_conv(node: Node, scope: Scope, target: Target) -> list[Built] | None:
+    """The kernel of a blocked convolution, alone or with its epilogue; None for other convolutions."""
+    core = anchor(node)
+    if core is None or core.op not in _KINDS:
+        return None
+    draft = _KINDS[core.op](node, scope, target, "conv").write()
+    draft.tags["template"] = "conv"
+    return [Built(*draft.finish())]

@@ -1,0 +1,89 @@
+"""Blocked convolution templates against NumPy: strides, dilation, groups, ranks, remainders, epilogues."""
+
+import numpy as np
+import pytest
+
+from tcompile.ir import dims
+from tcompile.ir.build import Builder
+from tcompile.ir.dims import Range
+from tcompile.ir.dtypes import F32, I8, I32, U8
+from tests.codegen.template_runs import check_template
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def blocked(b, x, w, strides=None, dilation=None, groups=1):
+    rank = x.rank - 3
+    attrs = {"strides": strides or (1,) * rank, "dilation": dilation or (1,) * rank, "dtype": F32}
+    return b.emit("conv_blocked", x, b.constant(w), groups=groups, **attrs)
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4", "aarch64-linux"])
+@pytest.mark.parametrize(
+    ("spatial", "kernel", "strides", "dilation"),
+    [
+        ((7, 9), (3, 3), (1, 1), (1, 1)),
+        ((9, 20), (3, 2), (2, 1), (1, 2)),
+        ((5, 5), (1, 1), (1, 1), (1, 1)),
+        ((5, 6), (1, 1), (2, 2), (1, 1)),
+        ((11,), (3,), (2,), (1,)),
+        ((3, 4, 5), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+        ((3, 3), (3, 3), (1, 1), (1, 1)),
+    ],
+)
+def test_blocked(spatial, kernel, strides, dilation, target):
+    b = Builder()
+    x = b.input("x", F32, (2, 2, *spatial, 16))
+    y = blocked(b, x, normal(3, 2, *kernel, 16, 16), strides, dilation)
+    assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}, target) == ["conv"]
+
+
+def test_groups():
+    b = Builder()
+    x = b.input("x", F32, (1, 4, 5, 5, 16))
+    y = blocked(b, x, normal(6, 2, 3, 3, 16, 16), groups=2)
+    check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)})
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("n", [0, 1, 2, 5])
+def test_symbolic_batch_and_size(n, kernel):
+    b = Builder()
+    b.symbols.update(n=Range(0, None), w=Range(2, None))
+    x = b.input("x", F32, (dims.symbol("n"), 1, 4, dims.symbol("w"), 16))
+    y = blocked(b, x, normal(2, 1, kernel, kernel, 16, 16))
+    check_template(b.graph([y], ["y"]), {"x": normal(n, 1, 4, 2 + 3 * n, 16)})
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("fn", ["max", "sigmoid"])
+def test_epilogue(fn, kernel):
+    b = Builder()
+    x, r = b.input("x", F32, (1, 1, 6, 7, 16)), b.input("r", F32, (1, 2, 7 - kernel, 8 - kernel, 16))
+    y = blocked(b, x, normal(2, 1, kernel, kernel, 16, 16))
+    bias = b.emit("broadcast", b.constant(normal(2, 16)), shape=y.shape, axes=(1, 4))
+    y = b.map("add", b.map("add", y, bias), r)
+    y = b.map("max", y, b.scalar_like(0.0, y)) if fn == "max" else b.map("mul", y, b.map(fn, y))
+    assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape), "r": normal(*r.shape)}) == ["conv"]
+
+
+@pytest.mark.parametrize(("kernel", "strides"), [(7, 2), (3, 2), (3, 1), (1, 1)])
+def test_stem(kernel, strides):
+    b = Builder()
+    x = b.input("x", F32, (2, 3, 11, 13))
+    w = b.constant(normal(2, 3, kernel, kernel, 16))
+    y = b.emit("conv_stem", x, w, strides=(strides,) * 2, dilation=(1, 1), dtype=F32)
+    assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}) == ["conv"]
+
+
+def test_integers():
+    b = Builder()
+    x = b.input("x", U8, (1, 1, 5, 5, 16))
+    w = b.constant(RNG.integers(-128, 128, (1, 1, 3, 3, 16, 16)).astype(np.int8))
+    assert w.dtype == I8
+    y = b.emit("conv_blocked", x, w, strides=(1, 1), dilation=(1, 1), groups=1, dtype=I32)
+    check_template(b.graph([y], ["y"]), {"x": RNG.integers(0, 256, x.shape).astype(np.uint8)}, rtol=0)
