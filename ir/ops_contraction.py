@@ -85,7 +85,7 @@ def _evaluate_dot(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Ar
     terms = math.prod(a.shape[k] for k in contract_a)
     left = a.transpose(*batch_a, *free_a, *contract_a).reshape(math.prod(batch), math.prod(rows), terms)
     right = b.transpose(*batch_b, *contract_b, *free_b).reshape(math.prod(batch), terms, math.prod(columns))
-    return (_accumulate(left, right, attrs["dtype"], terms, np.matmul).reshape(*batch, *rows, *columns),)
+    return (_accumulate(left, right, attrs["dtype"], terms, np.matmul).reshape((*batch, *rows, *columns)),)
 
 
 register(
