@@ -8,15 +8,17 @@ from tcompile.codegen.cpu_emit_function import Function
 from tcompile.codegen.cpu_emit_values import Value, is_narrow, register_type, suffix, vector
 from tcompile.errors import InvalidModelError
 from tcompile.ir.dtypes import F32, F64, DType
+from tcompile.ir.target import Target
 
 
 class Casts:
-    """The conversions of one function for a target with or without instructions for f16 and for NaN-propagating minima."""
+    """The conversions of one function, and what of the target its operations depend on."""
 
-    def __init__(self, fn: Function, half: bool, nan_minmax: bool) -> None:
+    def __init__(self, fn: Function, target: Target) -> None:
         self.fn = fn
-        self.half = half
-        self.nan_minmax = nan_minmax
+        self.half = target.half
+        self.nan_minmax = target.nan_minmax
+        self.vector_bytes = target.vector_bytes
 
     # Narrow floats: two forms of one value ------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ class Expressions:
     def __init__(self, fn: Function, target: Target) -> None:
         self.fn = fn
         self.names = Names(fn)
-        self.casts = Casts(fn, target.half, target.nan_minmax)
+        self.casts = Casts(fn, target)
         self.memory = Memory(fn, self.names, self.casts, target)
         self.buffers: dict[str, Buffer | Registers] = {}
         self.variables: dict[str, Value] = {}

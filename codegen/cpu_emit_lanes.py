@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 from tcompile.codegen.cpu_emit_function import Function
 from tcompile.codegen.cpu_emit_values import Value, suffix, vector
 
@@ -75,6 +77,42 @@ def call(fn: Function, intrinsic: str, scalar: str, *args: Value, tail: str = ""
     operands = ", ".join(f"{kind} {splat(fn, arg, scalar, lanes)}" for arg in args)
     depth = max(arg.depth for arg in args)
     return Value(fn.pure(f"call {kind} @llvm.{intrinsic}.{suffix(scalar, lanes)}({operands}{tail})", depth), depth, lanes)
+
+
+def pieces(fn: Function, scalar: str, most: int, operation: Callable[..., Value], *values: Value) -> Value:
+    """An operation on operands of more than ``most`` lanes, done ``most`` lanes at a time.
+
+    For patterns that instruction selection knows on vectors of its registers' size only; taking the parts costs nothing.
+    """
+    lanes = width(*values)
+    count, rest = divmod(lanes, most)
+    if count < 2 or rest or count & (count - 1):
+        return operation(*values)
+    parts = [operation(*(_piece(fn, value, scalar, first, most) for value in values)) for first in range(0, lanes, most)]
+    while len(parts) > 1:
+        parts = [_joined(fn, scalar, *parts[k : k + 2]) for k in range(0, len(parts), 2)]
+    return parts[0]
+
+
+def _piece(fn: Function, value: Value, scalar: str, first: int, count: int) -> Value:
+    if not value.lanes:
+        return value
+    made = shuffle(fn, value, value, scalar, range(first, first + count))
+    made.nan_free = value.nan_free
+    return made
+
+
+def _joined(fn: Function, scalar: str, a: Value, b: Value | None = None) -> Value:
+    return a if b is None else shuffle(fn, a, b, scalar, range(2 * a.lanes))
+
+
+def shuffle(fn: Function, a: Value, b: Value, scalar: str, places: Iterable[int]) -> Value:
+    """Lanes of a (0 ...) and b (lanes of a ...) by number."""
+    numbers = [f"i32 {place}" for place in places]
+    wide, depth = f"<{a.lanes} x {scalar}>", max(a.depth, b.depth)
+    other = "poison" if a is b else b.name
+    text = f"shufflevector {wide} {a.name}, {wide} {other}, <{len(numbers)} x i32> <{', '.join(numbers)}>"
+    return Value(fn.pure(text, depth), depth, len(numbers))
 
 
 def iota(lanes: int, scalar: str = "i64", first: int = 0, step: int = 1) -> Value:

@@ -143,9 +143,9 @@ def _encode(fn: Function, raw: Value, magnitude: Value, dtype: DType, saturate: 
 
 
 def _encode_e8m0(fn: Function, raw: Value, magnitude: Value) -> Value:
-    """The nearest power of two, upwards from halfway; what is not positive and finite is NaN."""
+    """The nearest power of two, upwards from halfway (f32 subnormals: always, as ml_dtypes); what is not positive and finite is NaN."""
     normal = _bin(fn, "lshr", _bin(fn, "add", magnitude, 0x400000), 23)
-    tiny = ops.convert(fn, "zext", "i1", "i32", _bin(fn, "icmp uge", magnitude, 0x600000))
+    tiny = ops.convert(fn, "zext", "i1", "i32", _bin(fn, "icmp ugt", magnitude, 0x400000))
     code = _choose(fn, _bin(fn, "icmp ult", magnitude, 0x800000), tiny, normal)
     positive = _bin(fn, "icmp sgt", raw, 0)
     finite = _bin(fn, "icmp ult", code, 255)
