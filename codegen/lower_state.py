@@ -121,7 +121,8 @@ class State:
         key = fingerprint(kernel)
         known = self._kernels.get(key)
         if known is None:
-            known = self._kernels[key] = replace(kernel, name=f"k{len(self._kernels)}_{_plain(kernel.name)}")
+            digest = hashlib.sha256(key.encode()).hexdigest()[:12]  # the same in every model: compiled objects are cached
+            known = self._kernels[key] = replace(kernel, name=f"{_plain(kernel.name)}_{digest}")
         return known
 
     def _weight(self, value: Value) -> Buffer:

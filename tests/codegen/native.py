@@ -18,9 +18,7 @@ def artifact(graph: Graph, target: Target | None = None) -> bytes:
     target = target or native_target()
     program = lower(graph, target)
     verify_program(program)
-    image = build_image(program, target, workers=0, cache=False)
-    sizes = {"arena_bytes": image.arena_bytes, "scratch_bytes": image.scratch_bytes}
-    return write_artifact(program, image.linked, target=target.name, features=target.features, weights=image.weights, **sizes)
+    return write_artifact(program, build_image(program, target, workers=0, cache=False), target)
 
 
 def run_native(graph: Graph, *arrays: np.ndarray, threads: int = 1) -> dict[str, np.ndarray]:

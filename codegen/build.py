@@ -1,0 +1,48 @@
+"""Program -> native code: memory plan, kernels and entry to LLVM IR, objects, one linked image."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tcompile.codegen.artifact import Build
+from tcompile.codegen.cpu_entry import emit_entry
+from tcompile.codegen.cpu_llvm import compile_kernels, emit_kernel, scratch_bytes
+from tcompile.codegen.link import link
+from tcompile.codegen.memory import plan
+from tcompile.ir import dims
+from tcompile.ir.dims import DimLike, Ranges
+from tcompile.ir.program import Program
+from tcompile.ir.program_text import program_kernels
+from tcompile.ir.target import Target
+
+
+class Progress(Protocol):
+    """Told how many modules there are to compile, and of each that is done."""
+
+    def stage(self, name: str, total: int | None = None) -> None: ...
+
+    def advance(self, steps: int = 1) -> None: ...
+
+
+def build_image(
+    program: Program, target: Target, workers: int | None = None, *, cache: bool = True, progress: Progress | None = None
+) -> Build:
+    """Compiles a program. Raises CodegenError or LinkError, which are bugs of ours."""
+    places = plan(program)
+    kernels = program_kernels(program)
+    entry = emit_entry(program, places, {kernel: scratch_bytes(kernel) for kernel in kernels}, target)
+    modules = [("entry", entry.text), *((kernel.name, emit_kernel(kernel, target)) for kernel in kernels)]
+    if progress is not None:
+        progress.stage("compile", len(modules))
+    image = link(compile_kernels(modules, target, workers, _reporter(progress), cache=cache))
+    return Build(image, places.weights, _bound(entry.arena_bytes, program.symbols), _bound(entry.scratch_bytes, program.symbols))
+
+
+def _reporter(progress: Progress | None):
+    return None if progress is None else lambda done, total, name: progress.advance()
+
+
+def _bound(size: DimLike, ranges: Ranges) -> int:
+    """The largest value of a size; -1 where there is none."""
+    high = dims.upper_bound(size, ranges)
+    return -1 if high is None else high
