@@ -31,7 +31,7 @@ from tcompile.ir.loops import (
     Var,
     While,
 )
-from tests.codegen.native import compare
+from tests.codegen.kernel_runs import compare
 
 VECTOR, UNROLLED, PARALLEL, SERIAL = LoopKind.VECTOR, LoopKind.UNROLLED, LoopKind.PARALLEL, LoopKind.SERIAL
 n, m, i, j, k, u, v = map(symbol, ("n", "m", "i", "j", "k", "u", "v"))

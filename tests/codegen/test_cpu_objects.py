@@ -16,7 +16,7 @@ from tcompile.ir.dims import symbol
 from tcompile.ir.dtypes import ALL, F16, F32
 from tcompile.ir.loops import Cast, Op
 from tcompile.ir.target import named_target
-from tests.codegen.native import NATIVE, assert_same, load
+from tests.codegen.kernel_runs import NATIVE, assert_same, load
 from tests.codegen.test_cpu_llvm import gemm
 from tests.codegen.test_cpu_ops import WIDTHS, kernel
 

@@ -10,7 +10,7 @@ from tcompile.ir.casts import bitcast, convert, wrap
 from tcompile.ir.dims import symbol
 from tcompile.ir.dtypes import ALL, BOOL, F32, F64, DType
 from tcompile.ir.loops import Access, Bitcast, Cast, Expr, For, Kernel, Load, LoopKind, Op, Param, Store
-from tests.codegen.native import assert_same, load
+from tests.codegen.kernel_runs import assert_same, load
 
 i, n = symbol("i"), symbol("n")
 RNG = np.random.default_rng(3)
