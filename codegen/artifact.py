@@ -21,11 +21,13 @@ from typing import BinaryIO
 
 import numpy as np
 
-from tcompile.codegen.descriptor import Content, Machine, describe, encode
+from tcompile.codegen.descriptor import Content, describe, encode
 from tcompile.codegen.link import LinkedImage
+from tcompile.codegen.machine import machine
 from tcompile.codegen.signature import Weight, signature
 from tcompile.errors import Error
 from tcompile.ir.program import Program
+from tcompile.ir.target import Target
 
 WEIGHTS_ALIGN = 65536
 _ENTRY_ALIGN = 64
@@ -54,39 +56,29 @@ class _Entry:
         return _weight_chunks(self.weights) if self.weights else iter((self.data,))
 
 
-def write_artifact(
-    program: Program,
-    image: LinkedImage,
-    *,
-    target: str,
-    features: Sequence[str] = (),
-    weights: Sequence[Weight] = (),
-    arena_bytes: int = -1,
-    scratch_bytes: int = -1,
-) -> bytes:
-    """The artifact of a program whose linked ``image`` exports tc_prepare and tc_run.
+@dataclass(frozen=True, eq=False)
+class Build:
+    """What a program was compiled to: an image that exports tc_prepare and tc_run, and where its weights stand.
 
-    ``features``: CPU features that the code needs, as LLVM names them ("avx2"). ``weights``: see ``place_weights``.
-    ``arena_bytes``, ``scratch_bytes`` (per thread): bounds, -1 where there are none. Raises Error for an image without entries.
+    ``weights``: see ``place_weights``. ``arena_bytes`` and ``scratch_bytes`` (per thread) are bounds, -1 where there are none.
     """
+
+    image: LinkedImage
+    weights: Sequence[Weight] = ()
+    arena_bytes: int = -1
+    scratch_bytes: int = -1
+
+
+def write_artifact(program: Program, build: Build, target: Target) -> bytes:
+    """The artifact of a program. Raises Error for an image without entries, or of another machine than the target's."""
     stream = io.BytesIO()
-    _write(stream, _entries(program, image, target, features, weights, arena_bytes, scratch_bytes))
+    _write(stream, _entries(program, build, target))
     return stream.getvalue()
 
 
-def save_artifact(
-    path: str | os.PathLike[str],
-    program: Program,
-    image: LinkedImage,
-    *,
-    target: str,
-    features: Sequence[str] = (),
-    weights: Sequence[Weight] = (),
-    arena_bytes: int = -1,
-    scratch_bytes: int = -1,
-) -> None:
+def save_artifact(path: str | os.PathLike[str], program: Program, build: Build, target: Target) -> None:
     """Like ``write_artifact``, into a file: written whole beside it, then renamed. The weights are never held twice."""
-    entries = _entries(program, image, target, features, weights, arena_bytes, scratch_bytes)
+    entries = _entries(program, build, target)
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -105,16 +97,17 @@ def _umask() -> int:
     return mask
 
 
-def _entries(
-    program: Program, image: LinkedImage, target: str, features: Sequence[str], weights: Sequence[Weight], arena: int, scratch: int
-) -> list[_Entry]:
+def _entries(program: Program, build: Build, target: Target) -> list[_Entry]:
+    image, needed = build.image, machine(target)
     for name in ("tc_prepare", "tc_run"):
         if name not in image.symbols:
             raise Error(f"the linked image has no {name}", hint="link the entry module too")
-    signed, placed = signature(program), sorted(weights, key=lambda weight: (weight.offset, weight.name))
+    if image.arch != needed.arch:
+        raise Error(f"the image holds {image.arch} code, the target {target.name} is {needed.arch}")
+    signed, placed = signature(program), sorted(build.weights, key=lambda weight: (weight.offset, weight.name))
     size, crc, digest = _measure(placed)
     content = Content(
-        machine=Machine(target, image.arch, tuple(features)),
+        machine=needed,
         prepare_offset=image.symbols["tc_prepare"],
         run_offset=image.symbols["tc_run"],
         code_size=len(image.code),
@@ -122,12 +115,12 @@ def _entries(
         weights_size=size,
         weights_sha256=digest,
         weights=tuple(placed),
-        arena_bytes=arena,
-        scratch_bytes=scratch,
+        arena_bytes=build.arena_bytes,
+        scratch_bytes=build.scratch_bytes,
     )
     descriptor = encode(signed, content)
     manifest = json.dumps(describe(signed, content, descriptor), indent=1, ensure_ascii=False).encode() + b"\n"
-    small = (("descriptor.bin", descriptor), (f"code/{target}.bin", image.code), ("manifest.json", manifest))
+    small = (("descriptor.bin", descriptor), (f"code/{needed.target}.bin", image.code), ("manifest.json", manifest))
     entries = [_Entry(name, _ENTRY_ALIGN, len(data), zlib.crc32(data), data=data) for name, data in small]
     if size:
         entries.append(_Entry("weights.bin", WEIGHTS_ALIGN, size, crc, weights=placed))

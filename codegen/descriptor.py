@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tcompile.codegen.machine import Machine
 from tcompile.codegen.signature import Signature, Site, Tensor, Weight
 from tcompile.errors import Error
 from tcompile.ir.dims import Call, Dim, DimLike, Symbol
@@ -25,15 +26,6 @@ _TABLES = (
     "strings", "features", "symbols", "extents", "terms", "inputs", "outputs", "weights", "calls", "requirements", "sources", "notes",
 )  # fmt: skip
 _OPS = {"floordiv": 4, "mod": 5, "min": 6, "max": 7, "bcast": 8}
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What runs the code: a target's name, the instruction set, and the CPU features it needs as LLVM names them."""
-
-    target: str
-    arch: str
-    features: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ _SYMTAB, _STRTAB, _RELA, _NOBITS = 2, 3, 4, 8
 _ALLOC, _WRITE, _TLS = 2, 1, 0x400
 _UNDEFINED, _ABSOLUTE, _COMMON = 0, 0xFFF1, 0xFFF2
 _LOCAL, _SECTION_SYMBOL = 0, 3
+_PATCH_BYTES = 4
 
 ARCHES = {62: "x86_64", 183: "aarch64"}
 
@@ -84,7 +85,7 @@ def read_object(data: bytes) -> Object:
     """Parses an ELF64 little-endian relocatable object. Raises LinkError for anything else, or damaged tables."""
     try:
         return _read(data)
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
         raise LinkError(f"damaged object file: {error}") from error
 
 
@@ -107,7 +108,21 @@ def _read(data: bytes) -> Object:
         if section.kind == _RELA
         for offset, info, addend in _RELOCATION.iter_unpack(section.data)
     )
+    _check_references(sections, symbols, relocations)
     return Object(ARCHES[machine], sections, symbols, relocations)
+
+
+def _check_references(sections: tuple[Section, ...], symbols: tuple[Symbol, ...], relocations: tuple[Relocation, ...]) -> None:
+    """What the linker follows leads somewhere."""
+    for symbol in symbols:
+        if symbol.section is not None and (symbol.section >= len(sections) or symbol.value > sections[symbol.section].size):
+            raise ValueError("a symbol lies outside its section")
+    for relocation in relocations:
+        target = sections[relocation.section]
+        if target.loaded and not 0 <= relocation.offset <= target.size - _PATCH_BYTES:
+            raise ValueError("a relocation lies outside its section")
+        if symbols[relocation.symbol].name == "" and symbols[relocation.symbol].section is None:
+            raise ValueError("a relocation without a symbol")
 
 
 def _section(data: bytes, names: bytes, header: tuple[int, ...]) -> Section:

@@ -118,9 +118,6 @@ def _relocate(image: bytearray, unit: int, parsed: Object, starts: dict[_Place, 
         symbol = parsed.symbols[relocation.symbol]
         if patch is None:
             raise LinkError(f"relocation kind {relocation.kind} ({parsed.arch}) of {symbol.name or 'a section'} is not supported")
-        size = len(parsed.sections[relocation.section].data)
-        if not 0 <= relocation.offset <= size - 4:
-            raise LinkError("damaged object file: a relocation lies outside its section")
         address = _address(unit, parsed, relocation.symbol, starts, symbols) + relocation.addend
         patch(image, base + relocation.offset, address, symbol.name or parsed.sections[symbol.section].name)
 

@@ -17,6 +17,8 @@ Patch = Callable[[bytearray, int, int, str], None]  # (image, place, address, sy
 def _put(image: bytearray, place: int, value: int, bits: int, name: str) -> None:
     if not -(1 << (bits - 1)) <= value < 1 << (bits - 1):
         raise LinkError(f"{name} is out of reach: {value} does not fit {bits} bits")
+    if place + bits // 8 > len(image):
+        raise LinkError(f"damaged object file: a reference to {name} lies outside its section")
     image[place : place + bits // 8] = (value & ((1 << bits) - 1)).to_bytes(bits // 8, "little")
 
 
@@ -80,6 +82,14 @@ def _low12(scale: int) -> Patch:
     return patch
 
 
+def _got_low12(image: bytearray, place: int, address: int, name: str) -> None:
+    """The image has no GOT: adrp x, :got:s; ldr y, [x, :got_lo12:s] --> adrp x, s; add y, x, :lo12:s."""
+    word = _word(image, place)
+    if word & 0xFFC00000 != 0xF9400000:
+        raise LinkError(f"the reference to {name} goes through a GOT: instruction {word:08x} cannot be relaxed")
+    _set_word(image, place, 0x91000000 | word & 0x3FF | (address & 0xFFF) << 10)
+
+
 PATCHES: dict[str, dict[int, Patch]] = {
     "x86_64": {
         2: _pc32,  # R_X86_64_PC32
@@ -100,5 +110,7 @@ PATCHES: dict[str, dict[int, Patch]] = {
         285: _low12(2),  # R_AARCH64_LDST32_ABS_LO12_NC
         286: _low12(3),  # R_AARCH64_LDST64_ABS_LO12_NC
         299: _low12(4),  # R_AARCH64_LDST128_ABS_LO12_NC
+        311: _adr_page,  # R_AARCH64_ADR_GOT_PAGE
+        312: _got_low12,  # R_AARCH64_LD64_GOT_LO12_NC
     },
 }

@@ -15,7 +15,7 @@ from tcompile.runtime.arrays import as_input
 from tcompile.runtime.loader import Module, Source
 from tcompile.runtime.pool import Pool, shared_pool
 from tcompile.runtime.session import Session
-from tcompile.runtime.specs import SiteSpec, TensorSpec, call_specs, notes, tensor_specs
+from tcompile.runtime.specs import SiteSpec, TensorSpec, call_specs, features, notes, symbol_bounds, tensor_specs
 
 Inputs = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
@@ -68,13 +68,14 @@ class Executable:
         self._requested = None if isinstance(threads, Pool) else threads
         self._pool = shared_pool(threads)
         info = self._module.info
-        self.name: str = info.name.decode()
-        self.target: str = info.target.decode()
+        self.name: str = info.name.decode(errors="replace")
+        self.target: str = info.target.decode(errors="replace")
         self.inputs: tuple[TensorSpec, ...] = tensor_specs(info.inputs, info.input_count, info)
         self.outputs: tuple[TensorSpec, ...] = tensor_specs(info.outputs, info.output_count, info)
         self._checks = [(spec.name, spec.dtype, len(spec.shape), spec) for spec in self.inputs]
         self._output_names = [spec.name for spec in self.outputs]
-        self._free: list[Session] = []
+        self._free: list[Session] = []  # not in a run
+        self._sessions: list[Session] = []
 
     def run(
         self, inputs: Inputs, outputs: Iterable[str] | None = None, *, out: Mapping[str, np.ndarray] | None = None
@@ -163,6 +164,26 @@ class Executable:
             allocations=sum(one.allocations for one in held),
         )
 
+    def report(self) -> dict[str, object]:
+        """What is in the artifact, as JSON can hold it: signature, target, sizes in bytes, calls. None: not bounded."""
+        info = self._opened().info
+        return {
+            "name": self.name,
+            "target": self.target,
+            "arch": info.arch.decode(errors="replace"),
+            "features": features(info),
+            "inputs": [_tensor_report(spec) for spec in self.inputs],
+            "outputs": [_tensor_report(spec) for spec in self.outputs],
+            "symbols": {name: list(bounds) for name, bounds in symbol_bounds(info).items()},
+            "growing": [spec.name for spec in self.outputs if spec.growing],
+            "code_bytes": info.code_bytes,
+            "weights_bytes": info.weights_bytes,
+            "arena_bytes": None if info.arena_bytes < 0 else info.arena_bytes,
+            "scratch_bytes": None if info.scratch_bytes < 0 else info.scratch_bytes,
+            "calls": [{"kernel": call.kernel, "nodes": list(call.nodes)} for call in self.calls],
+            "notes": self.notes,
+        }
+
     def verify_weights(self) -> None:
         """Hashes the weights. Raises ArtifactError where they are not those that the model was compiled with."""
         self._opened().verify_weights()
@@ -174,10 +195,16 @@ class Executable:
             stream.write(self._opened().artifact())
         os.replace(temporary, path)
 
+    def cancel(self) -> None:
+        """Stops the runs in progress, from any thread: they raise ExecutionError."""
+        for session in tuple(self._sessions):
+            session.cancel()
+
     def close(self) -> None:
         """Gives back the model's memory; a run in progress ends first. Closing twice is fine."""
         self._module = None
         self._free.clear()
+        self._sessions.clear()
 
     def __enter__(self) -> Executable:
         return self
@@ -201,7 +228,9 @@ class Executable:
         try:
             return self._free.pop()
         except IndexError:
-            return Session(module, self._pool, self.inputs, self.outputs)
+            session = Session(module, self._pool, self.inputs, self.outputs)
+            self._sessions.append(session)
+            return session
 
     def _give_back(self, session: Session) -> None:
         if self._module is not None:
@@ -250,6 +279,10 @@ class Executable:
                 near = difflib.get_close_matches(str(name), known, 1)
                 hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}"
                 raise InputError(f"the model has no {what} '{name}'", hint=hint)
+
+
+def _tensor_report(spec: TensorSpec) -> dict[str, object]:
+    return {"name": spec.name, "dtype": spec.element.name, "shape": list(spec.shape)}
 
 
 def load(source: Source, threads: int | Pool | None = None) -> Executable:

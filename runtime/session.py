@@ -70,7 +70,9 @@ class Session:
         shapes = [array.shape for array in arrays]
         if shapes != self._shapes:
             self._prepare(shapes)
-        targets = [self._target(k, wanted, out, arrays) for k in range(len(self._outputs))]
+        targets: list[np.ndarray | None] = []
+        for k in range(len(self._outputs)):
+            targets.append(self._target(k, wanted, out, [*arrays, *(target for target in targets if target is not None)]))
         self._pack(self._pointers, 0, *map(address, arrays), *(0 if target is None else address(target) for target in targets))
         status = abi.native.tc_session_run(*self._arguments)
         if status:
@@ -125,15 +127,15 @@ class Session:
         extents = iter((ctypes.c_int64 * total).from_address(start))
         return [tuple(next(extents) for _ in spec.shape) for spec in self._outputs]
 
-    def _target(self, k: int, wanted: Sequence[str], out: Mapping[str, np.ndarray], arrays: list[np.ndarray]) -> np.ndarray | None:
-        """The array that compiled code writes output k to; None leaves it in the session."""
+    def _target(self, k: int, wanted: Sequence[str], out: Mapping[str, np.ndarray], used: list[np.ndarray]) -> np.ndarray | None:
+        """The array that compiled code writes output k to, apart from those in use; None leaves it in the session."""
         if self._results[k] is None or self._names[k] not in wanted:
             return None
         shape, dtype = self._results[k]
         given = out.get(self._names[k])
         if given is not None:
             _check_out(self._outputs[k], given, shape)
-            if given.flags.carray and not overlaps(given, arrays):
+            if given.flags.carray and not overlaps(given, used):
                 return given
         return np.empty(shape, dtype)
 
@@ -158,7 +160,11 @@ class Session:
         return InputError(text, hint=hint) if status == abi.INPUT else ExecutionError(text, hint=hint)
 
 
-def _check_out(spec: TensorSpec, given: np.ndarray, shape: tuple[int, ...]) -> None:
+def _check_out(spec: TensorSpec, given: object, shape: tuple[int, ...]) -> None:
+    if not isinstance(given, np.ndarray):
+        raise InputError(f"out['{spec.name}'] is a {type(given).__name__}, expected an array", hint=f"np.empty({shape}, '{spec.dtype}')")
+    if not given.flags.writeable:
+        raise InputError(f"out['{spec.name}'] is read-only")
     if given.dtype != spec.dtype or given.shape != shape:
         raise InputError(
             f"out['{spec.name}'] is {given.dtype} of shape {given.shape}, the output is {spec.dtype} of shape {shape}",

@@ -45,8 +45,18 @@ class SiteSpec:
 
 def tensor_specs(tensors: object, count: int, info: abi.ModuleInfo) -> tuple[TensorSpec, ...]:
     """The specs of a model's inputs or outputs."""
-    bounds = {_text(symbol.name): _bounds(symbol) for symbol in info.symbols[: info.symbol_count]}
+    bounds = symbol_bounds(info)
     return tuple(_tensor(tensors[i], bounds) for i in range(count))
+
+
+def symbol_bounds(info: abi.ModuleInfo) -> dict[str, Bounds]:
+    """The range of every symbol."""
+    return {_text(symbol.name): _bounds(symbol) for symbol in info.symbols[: info.symbol_count]}
+
+
+def features(info: abi.ModuleInfo) -> list[str]:
+    """The CPU features that the code needs."""
+    return [_text(name) for name in info.features[: info.feature_count]]
 
 
 def call_specs(info: abi.ModuleInfo) -> tuple[SiteSpec, ...]:

@@ -215,6 +215,12 @@ static void check_tables(struct reader *reader) {
     records(reader, head->symbols, sizeof(struct tc_symbol_record), "symbols");
     records(reader, head->inputs, sizeof(struct tc_tensor_record), "inputs");
     records(reader, head->outputs, sizeof(struct tc_tensor_record), "outputs");
+    records(reader, head->weights, sizeof(struct tc_weight_record), "weights");
+    records(reader, head->calls, sizeof(struct tc_call_record), "calls");
+    records(reader, head->requirements, sizeof(struct tc_requirement_record), "requirements");
+    records(reader, head->notes, sizeof(struct tc_note_record), "notes");
+    records(reader, head->features, sizeof(uint32_t), "features");
+    records(reader, head->sources, sizeof(uint32_t), "sources");
 }
 
 /* Memory that all parsed tables together need; a tensor may name more extents than there are records. */

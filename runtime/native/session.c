@@ -384,13 +384,13 @@ int32_t tc_session_run(tc_session *session, const void *const *inputs, void **ou
     int32_t status = place_outputs(session, outputs);
     if (status != TC_OK) return status;
     session->frame.inputs = (void *const *)inputs;
+    atomic_store_explicit(&session->cancelled, 0, memory_order_relaxed);
     if (session->hooks != NULL) {
         session->next_check = tc_now_coarse() + CHECK_NS;
         session->hook_state = session->hooks->release();
     }
     status = execute(session);
     if (session->hooks != NULL) session->hooks->acquire(session->hook_state);
-    atomic_store_explicit(&session->cancelled, 0, memory_order_relaxed);
     if (status != TC_OK) {
         describe_failure(session, status);
         return status;

@@ -5,15 +5,18 @@ from __future__ import annotations
 import llvmlite.binding as llvm
 import numpy as np
 
-from tcompile.codegen.artifact import write_artifact
+from tcompile.codegen.artifact import Build, write_artifact
 from tcompile.codegen.link import LinkedImage, link
 from tcompile.codegen.signature import place_weights
 from tcompile.ir.dims import Range, symbol
 from tcompile.ir.dtypes import F32, I64
 from tcompile.ir.loops import Kernel
 from tcompile.ir.program import BindDim, Buffer, Call, Program, Role
+from tcompile.ir.target import Target
 
 ARCH = llvm.get_default_triple().split("-")[0].replace("arm64", "aarch64")
+
+TARGET = Target("test", f"{ARCH}-unknown-linux-gnu", "x86-64" if ARCH == "x86_64" else "generic")
 
 _FIELDS = (
     "host", "session", "weights", "arena", "inputs", "outputs", "dims", "output_shapes", "arena_bytes", "scratch_bytes",
@@ -174,8 +177,7 @@ def add_image() -> LinkedImage:
 def add_artifact() -> bytes:
     """The artifact of ``add_program``."""
     program = add_program()
-    weights = place_weights(program.body[0].buffers[2:3])
-    return write_artifact(program, add_image(), target="test", features=(), weights=weights)
+    return write_artifact(program, Build(add_image(), place_weights(program.body[0].buffers[2:3])), TARGET)
 
 
 _POSITIVE = """
@@ -247,7 +249,7 @@ def positive_artifact() -> bytes:
     kept = Buffer("kept", I64, (m,), Role.OUTPUT)
     body = (Call(kernel("positive"), (x, kept, count), (), ("node_nonzero",)), BindDim("m", count, Range(0, 1000), ("node_nonzero",)))
     program = Program("positive", (x,), (kept,), ("kept",), body, {"n": Range(0, None), "m": Range(0, 1000)}, ("n",))
-    return write_artifact(program, image(_POSITIVE), target="test")
+    return write_artifact(program, Build(image(_POSITIVE)), TARGET)
 
 
 _ENDLESS = """
@@ -276,7 +278,7 @@ def endless_artifact() -> bytes:
     """Runs until somebody stops it. x: f32[] -> y: f32[]."""
     x, y = Buffer("x", F32, (), Role.INPUT), Buffer("y", F32, (), Role.OUTPUT)
     program = Program("endless", (x,), (y,), ("y",), (Call(kernel("spin"), (x, y), (), ("node_loop",)),), {}, ())
-    return write_artifact(program, image(_ENDLESS), target="test")
+    return write_artifact(program, Build(image(_ENDLESS)), TARGET)
 
 
 _FAILING = """
@@ -296,4 +298,126 @@ def failing_artifact() -> bytes:
     """Stops with an index out of range in its only kernel. x: f32[] -> y: f32[]."""
     x, y = Buffer("x", F32, (), Role.INPUT), Buffer("y", F32, (), Role.OUTPUT)
     program = Program("failing", (x,), (y,), ("y",), (Call(kernel("gather"), (x, y), (), ("node_gather", "node_relu")),), {}, ())
-    return write_artifact(program, image(_FAILING), target="test")
+    return write_artifact(program, Build(image(_FAILING)), TARGET)
+
+
+_TURNS = """
+define i32 @clear(ptr %args, i64 %begin, i64 %end, ptr %scratch) {
+  %out = load ptr, ptr %args
+  br label %head
+head:
+  %i = phi i64 [ %begin, %0 ], [ %next, %body ]
+  %more = icmp slt i64 %i, %end
+  br i1 %more, label %body, label %done
+body:
+  %at = getelementptr i64, ptr %out, i64 %i
+  store volatile i64 0, ptr %at
+  %next = add i64 %i, 1
+  br label %head
+done:
+  ret i32 0
+}
+; adds 1 to its elements, through its scratch: shared scratch would lose some
+define i32 @turn(ptr %args, i64 %begin, i64 %end, ptr %scratch) {
+  %out = load ptr, ptr %args
+  br label %head
+head:
+  %i = phi i64 [ %begin, %0 ], [ %next, %body ]
+  %more = icmp slt i64 %i, %end
+  br i1 %more, label %body, label %done
+body:
+  %at = getelementptr i64, ptr %out, i64 %i
+  %old = load i64, ptr %at
+  store volatile i64 %old, ptr %scratch
+  %kept = load volatile i64, ptr %scratch
+  %new = add i64 %kept, 1
+  store i64 %new, ptr %at
+  %next = add i64 %i, 1
+  br label %head
+done:
+  ret i32 0
+}
+; fails in every part but the first, with the part's first iteration as the status
+define i32 @fail(ptr %args, i64 %begin, i64 %end, ptr %scratch) {
+  %status = trunc i64 %begin to i32
+  ret i32 %status
+}
+define i32 @tc_prepare(ptr %frame) {
+  %np = call ptr @dims_at(ptr %frame, i64 0)
+  %n = load i64, ptr %np
+  %s0 = call ptr @output_shapes_at(ptr %frame, i64 0)
+  store i64 %n, ptr %s0
+  call void @set_arena_bytes(ptr %frame, i64 0)
+  call void @set_scratch_bytes(ptr %frame, i64 8)
+  ret i32 0
+}
+define i32 @tc_run(ptr %frame) {
+  %args = alloca i64
+  %o0 = call ptr @outputs_at(ptr %frame, i64 0)
+  %o = load i64, ptr %o0
+  store i64 %o, ptr %args
+  %x0 = call ptr @inputs_at(ptr %frame, i64 0)
+  %x = load ptr, ptr %x0
+  %turns = load i64, ptr %x
+  %np = call ptr @dims_at(ptr %frame, i64 0)
+  %n = load i64, ptr %np
+  %session = call i64 @session(ptr %frame)
+  %session_p = inttoptr i64 %session to ptr
+  %pf = call ptr @host_at(ptr %frame, i64 0)
+  %parallel_for = load ptr, ptr %pf
+  %cleared = call i32 %parallel_for(ptr %session_p, ptr @clear, ptr %args, i64 %n, i64 1)
+  %negative = icmp slt i64 %turns, 0
+  br i1 %negative, label %failing, label %head
+head:
+  %i = phi i64 [ 0, %0 ], [ %next, %body ]
+  %more = icmp slt i64 %i, %turns
+  br i1 %more, label %body, label %done
+body:
+  %extent0 = sub i64 %n, %i
+  %extent1 = srem i64 %extent0, %n
+  %smaller = icmp slt i64 %extent1, 1
+  %extent = select i1 %smaller, i64 %n, i64 %extent1
+  %status = call i32 %parallel_for(ptr %session_p, ptr @turn, ptr %args, i64 %n, i64 1)
+  %few = call i32 %parallel_for(ptr %session_p, ptr @turn, ptr %args, i64 %extent, i64 3)
+  %next = add i64 %i, 1
+  br label %head
+failing:
+  %failed = call i32 %parallel_for(ptr %session_p, ptr @fail, ptr %args, i64 4, i64 1)
+  ret i32 %failed
+done:
+  ret i32 0
+}
+"""
+
+
+def turns_artifact() -> bytes:
+    """counts[i64[n]]: how often each element was visited in `turns` rounds of two parallel kernels; see ``turns_expected``.
+
+    x: i64[n] holds the number of turns first; a negative one makes a kernel fail.
+    """
+    n = symbol("n")
+    x, counts = Buffer("x", I64, (n,), Role.INPUT), Buffer("counts", I64, (n,), Role.OUTPUT)
+    body = (Call(kernel("turn"), (x, counts), (), ("node_turn",)),)
+    program = Program("turns", (x,), (counts,), ("counts",), body, {"n": Range(1, None)}, ("n",))
+    return write_artifact(program, Build(image(_TURNS)), TARGET)
+
+
+def turns_expected(n: int, turns: int) -> np.ndarray:
+    """What ``turns_artifact`` counts."""
+    counts = np.full(n, turns, np.int64)
+    for i in range(turns):
+        extent = int(np.fmod(n - i, n))
+        counts[: n if extent < 1 else extent] += 1
+    return counts
+
+
+NOTHING = """
+define i32 @tc_prepare(ptr %frame) {
+  call void @set_arena_bytes(ptr %frame, i64 0)
+  call void @set_scratch_bytes(ptr %frame, i64 0)
+  ret i32 0
+}
+define i32 @tc_run(ptr %frame) {
+  ret i32 0
+}
+"""
