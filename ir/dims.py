@@ -220,7 +220,28 @@ def bcast(a: DimLike, b: DimLike) -> DimLike:
         return a  # b is a or 1; checked when it runs
     if isinstance(b, int):
         return b
-    return _atom("bcast", *sorted((a, b), key=str))
+    return _bcast_all((*_bcast_parts(a), *_bcast_parts(b)))
+
+
+def _bcast_parts(d: Dim) -> tuple[DimLike, ...]:
+    """bcast(bcast(a, b), c) holds a, b and c."""
+    call = _only_atom(d, "bcast")
+    return (d,) if call is None else tuple(part for arg in call.args for part in _bcast_parts(arg))
+
+
+def _bcast_all(parts: tuple[DimLike, ...]) -> DimLike:
+    kept = sorted(dict.fromkeys(parts), key=str)
+    kept = [part for part in kept if not any(_bcast_absorbs(other, part) for other in kept)]
+    result = kept[0]
+    for part in kept[1:]:
+        result = _atom("bcast", result, part)
+    return result
+
+
+def _bcast_absorbs(a: DimLike, b: DimLike) -> bool:
+    """bcast(a, min(a, c)) == a for c >= 1: the two agree, or min gives 1, or the pair is refused when it runs."""
+    call = _only_atom(b, "min") if isinstance(b, Dim) else None
+    return call is not None and a in call.args and all(arg == a or (isinstance(arg, int) and arg >= 1) for arg in call.args)
 
 
 _FUNCTIONS = {"floordiv": floordiv, "mod": mod, "min": minimum, "max": maximum, "bcast": bcast}
@@ -499,30 +520,44 @@ def _atom_bound(atom: Atom, ranges: Ranges, *, upper: bool) -> int | None:
         known = ranges.get(atom.name, Range())
         end = known.hi if upper else known.lo
         return None if end is None else _bound(end, ranges, upper=upper, depth=1)
-    lows = [lower_bound(arg, ranges) for arg in atom.args]
-    highs = [upper_bound(arg, ranges) for arg in atom.args]
-    ends = highs if upper else lows
     if atom.fn == "floordiv":
-        low, high = lows[1], highs[1]
-        if low is None or low < 1:
-            return None
-        if upper:
-            return None if highs[0] is None else highs[0] // (low if highs[0] >= 0 or high is None else high)
-        if lows[0] is None:
-            return None
-        return 0 if lows[0] >= 0 and high is None else lows[0] // (high if lows[0] >= 0 else low)
+        return _floordiv_bound(*atom.args, ranges, upper=upper)
     if atom.fn == "mod":
-        if lows[1] is None or lows[1] < 1:
-            return None
-        if not upper:
-            return 0
-        return min((end for end in (highs[0] if (lows[0] or -1) >= 0 else None, None if highs[1] is None else highs[1] - 1) if end is not None), default=None)
+        return _mod_bound(*atom.args, ranges, upper=upper)
+    ends = [_bound(arg, ranges, upper=upper) for arg in atom.args]
     known = [end for end in ends if end is not None]
-    if atom.fn == "min":
-        return (min(known) if known else None) if upper else (min(known) if len(known) == len(ends) else None)
-    if atom.fn == "max":
-        return (max(known) if len(known) == len(ends) else None) if upper else (max(known) if known else None)
-    return (max(known) if len(known) == len(ends) else None) if upper else (min(known) if len(known) == len(ends) else None)
+    # one bounded argument bounds a min from above and a max from below
+    one_is_enough = (atom.fn == "min" and upper) or (atom.fn == "max" and not upper)
+    if not known or (len(known) < len(ends) and not one_is_enough):
+        return None
+    if atom.fn == "bcast":
+        return max(known) if upper else min(known)
+    return min(known) if atom.fn == "min" else max(known)
+
+
+def _floordiv_bound(a: DimLike, b: DimLike, ranges: Ranges, *, upper: bool) -> int | None:
+    low, high = lower_bound(b, ranges), upper_bound(b, ranges)
+    if low is None or low < 1:
+        return None
+    end = _bound(a, ranges, upper=upper)
+    if end is None:
+        return None
+    # a larger divisor brings the quotient nearer to 0
+    far = low if (end >= 0) == upper else high
+    return end // far if far is not None else (0 if end >= 0 else -1)
+
+
+def _mod_bound(a: DimLike, b: DimLike, ranges: Ranges, *, upper: bool) -> int | None:
+    low = lower_bound(b, ranges)
+    if low is None or low < 1:
+        return None
+    if not upper:
+        return 0
+    high = upper_bound(b, ranges)
+    ends = [] if high is None else [high - 1]
+    if nonnegative(a, ranges) and (top := upper_bound(a, ranges)) is not None:
+        ends.append(top)
+    return min(ends, default=None)
 
 
 def _format(terms: tuple[tuple[Monomial, int], ...]) -> str:
