@@ -18,7 +18,7 @@ from functools import partial
 
 from tcompile.codegen.access import ravel, unravel
 from tcompile.codegen.cpu_epilogue import Epilogue, anchor, store_tile
-from tcompile.codegen.cpu_tile import Tile, accumulator_type, fits, lanes, micro_kernel, step_cycles
+from tcompile.codegen.cpu_tile import micro_kernel
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare, index_value
 from tcompile.codegen.templates import Built, template
@@ -27,6 +27,7 @@ from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.target import Target
+from tcompile.ir.tiles import MANY_ROWS, Tile, accumulator_type, fits, lanes, step_cycles
 
 MIN_TASKS = 32  # parallel tasks to aim for; more only cost loop overhead
 
@@ -80,7 +81,7 @@ class DirectConv:
     def _choose(self, lane_count: int) -> tuple[Tile, int]:
         """The register tile and its number of output blocks: the fewest cycles over a row and all blocks."""
         per_block = self.block // lane_count
-        length = self.columns if isinstance(self.columns, int) else 64
+        length = self.columns if isinstance(self.columns, int) else MANY_ROWS
         heights = range(1, min(max(length, 1), self.target.vector_registers) + 1) if isinstance(self.columns, int) else (1, 2, 4, 8)
         options = [
             (self._cycles(length, height, wide, per_block), Tile(height, wide * per_block, lane_count), wide)

@@ -16,7 +16,7 @@ from functools import partial
 
 from tcompile.codegen.access import unravel
 from tcompile.codegen.cpu_epilogue import Epilogue, anchor, store_tile
-from tcompile.codegen.cpu_tile import Tile, accumulator_type, best_tile, fits, lanes, micro_kernel, step_cycles
+from tcompile.codegen.cpu_tile import micro_kernel
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare, const, index_value
 from tcompile.codegen.templates import Built, template
@@ -27,6 +27,7 @@ from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.ops_contraction import free_axes
 from tcompile.ir.target import Target
+from tcompile.ir.tiles import MANY_ROWS, Tile, accumulator_type, best_tile, fits, lanes, step_cycles
 
 CHUNK_ROWS = 128  # rows of one task where there are many
 Element = Callable[[DimLike, DimLike], Expr]
@@ -253,17 +254,12 @@ class BatchedGemm(Gemm):
         return tuple(i for part, flat in parts for i in unravel(flat, part, self.nest.ranges))
 
 
-def panel_width(target: Target, rows: DimLike, columns: int, dtype: DType) -> int:
-    """How wide to pack a constant matrix of ``columns`` that is multiplied with ``rows`` rows; ``dtype`` is that of the sums."""
-    return best_tile(target, rows, columns, lanes(target, dtype)).columns
-
-
 def packed_tile(target: Target, problem: Problem, width: int) -> Tile:
     """The best tile whose columns divide a given panel width."""
     lane_count = lanes(target, problem.dtype)
     lane_count = lane_count if width % lane_count == 0 else width
     symbolic = not isinstance(problem.rows, int)
-    limit = 64 if symbolic else max(int(problem.rows), 1)
+    limit = MANY_ROWS if symbolic else max(int(problem.rows), 1)
 
     def cycles(rows: int, vectors: int) -> float:
         full, rest = divmod(limit, rows)

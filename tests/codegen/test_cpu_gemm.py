@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from tcompile.codegen.cpu_gemm import panel_width
 from tcompile.ir import dims
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
 from tcompile.ir.dtypes import F32, F64, I8, I32, U8
 from tcompile.ir.ops_layout import pack_panels
 from tcompile.ir.target import named_target
+from tcompile.ir.tiles import panel_width
 from tests.codegen.template_runs import check_template
 
 RNG = np.random.default_rng(0)

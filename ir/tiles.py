@@ -1,0 +1,78 @@
+"""Register tiles: how large a block of accumulators a target holds, and which size suits a matrix.
+
+Passes ask here when they pack weights, templates when they write the loops around them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tcompile.ir.dims import DimLike
+from tcompile.ir.dtypes import F32, F64, I32, I64, DType
+from tcompile.ir.target import Target
+
+MANY_ROWS = 64  # what a symbolic number of rows is planned for
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The size of a register tile: rows x vectors of ``lanes`` elements."""
+
+    rows: int
+    vectors: int
+    lanes: int
+
+    @property
+    def columns(self) -> int:
+        return self.vectors * self.lanes
+
+
+def accumulator_type(a: DType, b: DType, result: DType) -> DType:
+    """What products of ``a`` and ``b`` are summed in: at least f32, at least i32, and not below the result."""
+    if result.is_float:
+        return F64 if F64 in (a, b, result) else F32
+    return I64 if max(a.bits, b.bits, result.bits) > 32 else I32
+
+
+def lanes(target: Target, dtype: DType) -> int:
+    """Elements of an accumulator type in one vector register."""
+    return max(target.vector_bytes // dtype.bytes, 1)
+
+
+def fits(target: Target, rows: int, vectors: int) -> bool:
+    """Whether accumulators, one row of weights and a broadcast stay in registers."""
+    return rows * vectors + vectors + 1 <= target.vector_registers
+
+
+def best_tile(target: Target, rows: DimLike, columns: int, lane_count: int) -> Tile:
+    """The tile that needs the fewest cycles for a matrix of ``rows`` (symbolic: many) x ``columns``."""
+    total = max(-(-columns // lane_count), 1)
+    limit = rows if isinstance(rows, int) and rows else MANY_ROWS
+    best: tuple[float, Tile] | None = None
+    for vectors in range(1, min(total, 8) + 1):
+        for height in range(1, min(limit, target.vector_registers) + 1):
+            # run-time row counts are covered by a power of two and its halves
+            if not fits(target, height, vectors) or (not isinstance(rows, int) and height not in (1, 2, 4, 8)):
+                continue
+            work = _work(target, limit, total, height, vectors)
+            if best is None or work < best[0]:
+                best = work, Tile(height, vectors, lane_count)
+    assert best is not None, target
+    return best[1]
+
+
+def _work(target: Target, rows: int, vectors: int, height: int, width: int) -> float:
+    """Cycles per term over the whole matrix."""
+    panels = -(-vectors // width)
+    full, rest = divmod(rows, height)
+    return panels * (full * step_cycles(target, height, width) + (step_cycles(target, rest, width) if rest else 0))
+
+
+def step_cycles(target: Target, height: int, width: int) -> float:
+    """Cycles of one step of a tile: its FMAs, the latency where they are few, or its loads; and a little for the loop."""
+    return max(height * width / target.fma_ports, target.fma_latency + 0.3, (height + width) / target.load_ports) + 0.2
+
+
+def panel_width(target: Target, rows: DimLike, columns: int, dtype: DType) -> int:
+    """How wide to pack a constant matrix of ``columns`` that is multiplied with ``rows`` rows; ``dtype`` is that of the sums."""
+    return best_tile(target, rows, columns, lanes(target, dtype)).columns

@@ -1,0 +1,84 @@
+"""Convolutions with constant weights in blocked form: which kind fits, and how the weights are packed.
+
+    conv(x, w)  -->  conv_blocked(pad(pack(x)), w')          channels in blocks of 16
+                     depthwise_blocked(pad(pack(x)), w')     one input and one output channel per group
+                     conv_stem(pad(x), w')                   few input channels: plain input, blocked output
+
+Narrow groups (4 to 8 channels in and out) are joined until a block is full: the weights between them are zero.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from tcompile.ir.build import Builder
+from tcompile.ir.graph import Node, Value
+from tcompile.passes.layout_forms import BLOCK, Forms, pack_array
+
+STEM_CHANNELS = 8  # a plain input of fewer channels than this is read as it lies
+
+
+def assign_conv(node: Node, forms: Forms) -> bool:
+    """Computes a convolution blocked, where its weights are constant; tells whether it did."""
+    x, w = node.inputs
+    weights = forms.constant(forms.plain(w))
+    if weights is None or not _supported(node):
+        return False
+    groups, channels = node.attrs["groups"], x.shape[1]
+    per_group, outputs = weights.shape[1], weights.shape[0]
+    common = {name: node.attrs[name] for name in ("strides", "dilation", "dtype")}
+    b = forms.b
+    if groups == 1 and channels < STEM_CHANNELS and not forms.native(x):
+        padded = _padded(b, forms.plain(x), node, lanes=False)
+        result = b.emit("conv_stem", padded, b.constant(pack_array(weights, 0)), **common)
+    elif groups > 1 and per_group == 1 and outputs == channels:
+        padded = _padded(b, forms.finite(x), node, lanes=True)
+        result = b.emit("depthwise_blocked", padded, b.constant(pack_array(weights[:, 0], 0)), **common)
+    else:
+        joined = _join_groups(weights, groups)
+        if joined is None:
+            return False
+        weights, groups = joined
+        padded = _padded(b, forms.finite(x), node, lanes=True)
+        result = b.emit("conv_blocked", padded, b.constant(pack_weights(weights)), groups=groups, **common)
+    forms.set_blocked(node.output, result, 0.0)  # zero weights, zero lanes
+    return True
+
+
+def pack_weights(weights: np.ndarray) -> np.ndarray:
+    """[O, I, kernel] -> [O/16, I/16, kernel, 16 of I, 16 of O]."""
+    inner = pack_array(weights, 1)  # [O, I/16, kernel, 16i]
+    return pack_array(inner, 0)  # [O/16, I/16, kernel, 16i, 16o]
+
+
+def _supported(node: Node) -> bool:
+    x, w = node.inputs
+    known = isinstance(x.shape[1], int) and w.type.is_static and w.type.size > 0
+    return known and all(d == 1 for d in node.attrs["lhs_dilation"]) and min(x.dtype.bits, w.dtype.bits) >= 8
+
+
+def _join_groups(weights: np.ndarray, groups: int) -> tuple[np.ndarray, int] | None:
+    """Weights whose groups are whole blocks, and their number; None where that would waste most of the work."""
+    outputs, inputs = weights.shape[0] // groups, weights.shape[1]
+    if groups == 1 or (inputs % BLOCK == 0 and outputs % BLOCK == 0):
+        return weights, groups
+    join = BLOCK // math.gcd(inputs, outputs, BLOCK)
+    if join > 4 or groups % join:
+        return None
+    merged = np.zeros((weights.shape[0], inputs * join, *weights.shape[2:]), weights.dtype)
+    for group in range(groups):
+        start = group % join * inputs
+        rows = slice(group * outputs, (group + 1) * outputs)
+        merged[rows, start : start + inputs] = weights[rows]
+    return merged, groups // join
+
+
+def _padded(b: Builder, x: Value, node: Node, *, lanes: bool) -> Value:
+    """The input with its borders: two axes before the spatial ones, and the lanes behind."""
+    low, high = node.attrs["low"], node.attrs["high"]
+    if all(amount == 0 for amount in (*low, *high)):
+        return x
+    after = (0,) if lanes else ()
+    return b.emit("pad", x, b.constant(0, x.dtype), low=(0, 0, *low, *after), high=(0, 0, *high, *after), mode="constant")

@@ -1,0 +1,130 @@
+"""The two forms a value of N C spatial may exist in while layouts are assigned, and the way from one to the other.
+
+The blocked form [N, ceil(C/16), spatial, 16] keeps a channel block in one or two vector registers. ``lanes`` is the number that
+the pad lanes of the last block hold: NaN where it is not known. A reader that multiplies pad lanes with zero weights needs
+a finite number there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from tcompile.ir.build import Builder
+from tcompile.ir.dtypes import BOOL
+from tcompile.ir.graph import Graph, Node, Value
+
+BLOCK = 16  # on every CPU: one zmm, two ymm, four NEON registers of f32
+AXIS = 1
+
+
+@dataclass
+class Form:
+    """Where a value of the old graph is in the new one."""
+
+    plain: Value | None = None
+    blocked: Value | None = None
+    lanes: float = math.nan  # what pad lanes of ``blocked`` hold
+    native: bool = False  # computed blocked
+
+
+class Forms:
+    """The values of the graph under construction by the old value they stand for."""
+
+    def __init__(self, graph: Graph, builder: Builder) -> None:
+        self.b = builder
+        self.producers = graph.producers()
+        self.table: dict[Value, Form] = {value: Form(plain=value) for value in graph.inputs}
+
+    def native(self, value: Value) -> bool:
+        """Whether a value was computed in blocked form."""
+        return self.table[value].native
+
+    def set_plain(self, old: Value, new: Value) -> None:
+        self.table[old] = Form(plain=new)
+
+    def set_blocked(self, old: Value, new: Value, lanes: float) -> None:
+        self.table[old] = Form(blocked=new, lanes=lanes, native=True)
+
+    def plain(self, value: Value) -> Value:
+        """The plain form; unpacked where there is none yet."""
+        form = self.table[value]
+        if form.plain is None:
+            assert form.blocked is not None, value
+            form.plain = self._unpack(form.blocked, value)
+        return form.plain
+
+    def _unpack(self, blocked: Value, old: Value) -> Value:
+        channels = old.shape[AXIS]
+        if all(extent == 1 for extent in old.shape[2:]) and channels % BLOCK == 0:
+            return self.b.reshape(blocked, old.shape)  # [N, C/16, 1, 1, 16] lies in memory like [N, C, 1, 1]
+        return self.b.emit("unpack", blocked, axis=AXIS, extent=channels, block=BLOCK)
+
+    def blocked(self, value: Value) -> Value:
+        """The blocked form of a value of rank 2 or more with known channels; packed where there is none yet."""
+        form = self.table[value]
+        if form.blocked is None:
+            node = self.producers.get(value)
+            if node is not None and node.op == "broadcast":
+                form.blocked, form.lanes = self._broadcast(node)
+            else:
+                form.blocked, form.lanes = self.pack(self.plain(value), AXIS), 0.0
+        return form.blocked
+
+    def lanes(self, value: Value) -> float:
+        """What the pad lanes of ``blocked(value)`` hold, after that was asked for."""
+        form = self.table[value]
+        return 0.0 if value.shape[AXIS] % BLOCK == 0 else form.lanes
+
+    def finite(self, value: Value) -> Value:
+        """The blocked form with finite numbers in its pad lanes."""
+        blocked = self.blocked(value)
+        return blocked if math.isfinite(self.lanes(value)) else self._with_zero_lanes(blocked, value.shape[AXIS])
+
+    def _with_zero_lanes(self, blocked: Value, channels: int) -> Value:
+        valid = np.arange(blocked.shape[AXIS] * BLOCK).reshape(-1, BLOCK) < channels
+        mask = self.b.constant(valid, BOOL)
+        cond = self.b.emit("broadcast", mask, shape=blocked.shape, axes=(AXIS, blocked.rank - 1))
+        return self.b.map("where", cond, blocked, self.b.scalar_like(0, blocked))
+
+    def pack(self, value: Value, axis: int) -> Value:
+        """pack of a new value; of a constant at once."""
+        array = self.constant(value)
+        if array is None:
+            return self.b.emit("pack", value, axis=axis, block=BLOCK)
+        return self.b.constant(pack_array(array, axis))
+
+    def constant(self, new: Value) -> np.ndarray | None:
+        """The array of a constant of the new graph (which keeps the constants of the old one)."""
+        node = self.producers.get(new)
+        return node.attrs["value"] if node is not None and node.op == "constant" else None
+
+    def _broadcast(self, node: Node) -> tuple[Value, float]:
+        """A broadcast made in blocked form, from the smallest operand."""
+        (source,) = node.inputs
+        shape, axes = node.output.shape, node.attrs["axes"]
+        wide = (*shape[:AXIS], -(-shape[AXIS] // BLOCK), *shape[2:], BLOCK)
+        position = axes.index(AXIS) if AXIS in axes else None
+        if position is None or source.shape[position] == 1:
+            plain = self.plain(source)
+            array = self.constant(plain)
+            number = float(array.reshape(-1)[0]) if array is not None and array.size == 1 else math.nan
+            return self.b.emit("broadcast", plain, shape=wide, axes=axes), number
+        if source.shape[position] != shape[AXIS]:
+            return self.pack(self.plain(node.output), AXIS), 0.0  # an extent only known at run time
+        if position == AXIS and self.native(source):
+            narrow, lanes = self.blocked(source), self.lanes(source)
+        else:
+            narrow, lanes = self.pack(self.plain(source), position), 0.0
+        return self.b.emit("broadcast", narrow, shape=wide, axes=(*axes, len(shape))), lanes
+
+
+def pack_array(array: np.ndarray, axis: int, block: int = BLOCK) -> np.ndarray:
+    """The meaning of ``pack``: blocks where the axis was, lanes last, zeros after the end."""
+    blocks = -(-array.shape[axis] // block)
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, blocks * block - array.shape[axis])
+    split = np.pad(array, widths).reshape(*array.shape[:axis], blocks, block, *array.shape[axis + 1 :])
+    return np.ascontiguousarray(np.moveaxis(split, axis + 1, -1))

@@ -1,0 +1,157 @@
+"""Layouts: what becomes blocked, that packs cancel, that pad lanes cannot spoil a result."""
+
+import numpy as np
+import pytest
+
+from tcompile.ir import dims
+from tcompile.ir.build import Builder
+from tcompile.ir.dims import Range
+from tcompile.ir.dtypes import F32
+from tcompile.ir.graph import Graph, Value
+from tcompile.ir.interpret import interpret
+from tcompile.ir.target import named_target
+from tcompile.ir.terms import Term
+from tcompile.ir.verify import verify
+from tcompile.passes.layout import AssignLayouts
+
+RNG = np.random.default_rng(2)
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def laid_out(graph: Graph, **arrays: np.ndarray) -> list[str]:
+    """The ops after the pass (constants left out), after checking types and answers."""
+    done = AssignLayouts(named_target("x86-64-v3")).apply(graph)
+    verify(done)
+    want, got = interpret(graph, arrays), interpret(done, arrays)
+    for name, array in want.items():
+        np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-4)
+    return [node.op for node in done.nodes if node.op != "constant"]
+
+
+def conv(b: Builder, x: Value, outputs: int, kernel: int = 3, strides: int = 1, pad: int = 0, groups: int = 1, dilation: int = 1) -> Value:
+    rank = x.rank - 2
+    w = b.constant(normal(outputs, x.shape[1] // groups, *(kernel,) * rank))
+    return b.emit(
+        "conv", x, w, strides=(strides,) * rank, lhs_dilation=(1,) * rank, dilation=(dilation,) * rank,
+        low=(pad,) * rank, high=(pad,) * rank, groups=groups, dtype=F32,
+    )  # fmt: skip
+
+
+def relu(b: Builder, x: Value) -> Value:
+    return b.map("max", x, b.scalar_like(0.0, x))
+
+
+def test_packs_stand_only_at_the_border():
+    b = Builder()
+    x = b.input("x", F32, (2, 16, 6, 6))
+    y = relu(b, conv(b, x, 20, pad=1))
+    y = conv(b, y, 16, kernel=1)
+    y = b.map("add", y, x)
+    ops = laid_out(b.graph([y], ["y"]), x=normal(2, 16, 6, 6))
+    assert [op for op in ops if op not in ("map", "broadcast")] == ["pack", "pad", "conv_blocked", "conv_blocked", "unpack"]
+
+
+def test_stem_reads_plain_images():
+    b = Builder()
+    x = b.input("x", F32, (1, 3, 9, 9))
+    y = relu(b, conv(b, x, 24, kernel=7, strides=2, pad=3))
+    assert laid_out(b.graph([y], ["y"]), x=normal(1, 3, 9, 9)) == ["pad", "conv_stem", "broadcast", "map", "unpack"]
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "outputs", "op"),
+    [(24, 24, 24, "depthwise_blocked"), (32, 2, 32, "conv_blocked"), (32, 8, 32, "conv_blocked"), (6, 2, 6, "conv"), (12, 1, 5, "conv_blocked")],
+)
+def test_groups(channels, groups, outputs, op):
+    b = Builder()
+    x = b.input("x", F32, (2, channels, 5, 4))
+    y = conv(b, x, outputs, pad=1, groups=groups, dilation=1)
+    assert op in laid_out(b.graph([y], ["y"]), x=normal(2, channels, 5, 4))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_other_spatial_ranks(rank):
+    b = Builder()
+    x = b.input("x", F32, (2, 18, *(5,) * rank))
+    y = conv(b, x, 17, strides=2, pad=1)
+    assert "conv_blocked" in laid_out(b.graph([y], ["y"]), x=normal(2, 18, *(5,) * rank))
+
+
+def test_squeeze_and_excite_stays_blocked():
+    b = Builder()
+    x = b.input("x", F32, (2, 3, 7, 7))
+    y = Term(b, conv(b, x, 32))
+    s = y.mean(2, 3, keepdims=True)
+    s = Term(b, conv(b, relu(b, conv(b, s.value, 8, kernel=1)), 32, kernel=1)).map("sigmoid")
+    ops = laid_out(b.graph([(y * s).value], ["y"]), x=normal(2, 3, 7, 7))
+    assert ops.count("unpack") == 1 and "pack" not in ops
+
+
+def test_pooling_bias_and_classifier():
+    b = Builder()
+    x = b.input("x", F32, (2, 3, 8, 8))
+    y = Term(b, conv(b, x, 32, pad=1)) + normal(32, 1, 1)
+    pooled = b.emit(
+        "reduce_window", y.value, fn="max", window=(1, 1, 3, 3), strides=(1, 1, 2, 2), dilation=(1,) * 4, low=(0, 0, 1, 1), high=(0, 0, 1, 1)
+    )
+    pooled = Term(b, conv(b, pooled, 48))
+    flat = pooled.mean(2, 3)
+    logits = flat.dot(Term(b, b.constant(normal(48, 10))), contract=((1,), (0,)))
+    ops = laid_out(b.graph([logits.value], ["y"]), x=normal(2, 3, 8, 8))
+    assert "unpack" not in ops and ops[-1] == "dot_packed"
+
+
+@pytest.mark.parametrize("parts", [(16, 32), (16, 20), (20, 16)])
+def test_concat_of_channels(parts):
+    b = Builder()
+    x = b.input("x", F32, (1, 16, 4, 4))
+    y = conv(b, b.concat([conv(b, x, n) for n in parts], 1), 16, kernel=1)
+    ops = laid_out(b.graph([y], ["y"]), x=normal(1, 16, 4, 4))
+    assert ("unpack" in ops[:-1]) == (parts[0] % 16 != 0)
+
+
+def test_channel_split_on_blocks_stays_blocked():
+    b = Builder()
+    x = b.input("x", F32, (1, 16, 4, 4))
+    y = conv(b, x, 40)
+    parts = [conv(b, b.slice_axis(y, 1, start, size), 16, kernel=1) for start, size in ((0, 32), (32, 8))]
+    ops = laid_out(b.graph(parts, ["a", "b"]), x=normal(1, 16, 4, 4))
+    assert ops.count("unpack") == 2
+
+
+def test_pad_lanes_that_are_not_finite_are_cleared():
+    """log(0) is -inf in the pad lanes of a conv result; the next conv would make NaN of it."""
+    b = Builder()
+    x = b.input("x", F32, (1, 16, 4, 4))
+    y = b.map("log", b.map("abs", conv(b, x, 5)))
+    ops = laid_out(b.graph([conv(b, y, 16, kernel=1)], ["y"]), x=normal(1, 16, 4, 4))
+    assert "map" in ops[ops.index("conv_blocked") + 3 :]
+
+
+def test_symbolic_batch_and_size():
+    b = Builder()
+    b.symbols.update(n=Range(0, None), h=Range(3, None))
+    n, h = dims.symbol("n"), dims.symbol("h")
+    x = b.input("x", F32, (n, 20, h, h))
+    y = relu(b, conv(b, x, 16, pad=1, strides=2))
+    laid_out(b.graph([y], ["y"]), x=normal(2, 20, 5, 5))
+
+
+@pytest.mark.parametrize("contract", [((2,), (0,)), ((2,), (1,)), ((1,), (0,)), ((1, 2), (1, 0))])
+def test_constant_matrix_is_packed(contract):
+    b = Builder()
+    x = b.input("x", F32, (2, 4, 4))
+    w = b.constant(normal(*((4, 4, 7) if len(contract[0]) == 2 else (4, 4))))
+    y = b.emit("dot_general", x, w, batch=((), ()), contract=contract, dtype=F32)
+    assert "dot_packed" in laid_out(b.graph([y], ["y"]), x=normal(2, 4, 4))
+
+
+def test_transposed_convolution_is_left_alone():
+    b = Builder()
+    x = b.input("x", F32, (1, 16, 4, 4))
+    w = b.constant(normal(16, 16, 3, 3))
+    y = b.emit("conv", x, w, strides=(1, 1), lhs_dilation=(2, 2), dilation=(1, 1), low=(1, 1), high=(1, 1), groups=1, dtype=F32)
+    assert laid_out(b.graph([y], ["y"]), x=normal(1, 16, 4, 4)) == ["conv"]
