@@ -65,6 +65,22 @@ def _inside(b: ImportBuilder, region: ImportBuilder, value: Value) -> Term:
     return Term(region, region.input(value.name, value.dtype, value.shape) if array is None else region.constant(array))
 
 
+def branch(condition: Term, captures: Sequence[Term], then: Callable[..., Term], otherwise: Callable[..., Term]) -> Term:
+    """A core ``if`` on a scalar; both functions get the captures inside their region. Extents that differ become symbols."""
+    b = condition.b
+    regions = []
+    for name, function in (("then", then), ("otherwise", otherwise)):
+        region = b.region(name)
+        inner = [Term(region, region.input(value.value.name, value.dtype, value.shape)) for value in captures]
+        regions.append(region.graph([function(*inner).value]))
+    shapes = (region.outputs[0].shape for region in regions)
+    unlike = [axis for axis, (x, y) in enumerate(zip(*shapes, strict=True)) if x != y]
+    symbols = tuple((0, axis, str(b.fresh_symbol("branch"))) for axis in unlike)
+    operands = [condition.value, *(value.value for value in captures)]
+    (result,) = b.emit_all("if", operands, {"shape_symbols": symbols}, regions)
+    return Term(b, result)
+
+
 def loop_counter(b: Builder, trip: DimLike | None) -> Dim:
     """A symbol for the number of a turn."""
     counter = b.fresh_symbol("turn", 0, None if trip is None else trip - 1)

@@ -128,10 +128,14 @@ def _column_major(at: Term, extents: Sequence[DimLike]) -> Term:
 @onnx_op("AveragePool")
 def average_pool(ctx: OpContext) -> Value:
     """AveragePool (opset 1, 7, 10, 11, 19, 22): the sum of each window over the number of its elements."""
-    b, x = ctx.builder, ctx.input(0)
-    pool = read_pool(ctx, x)
-    total = Term(b, reduce_pool(b, "add", x, pool))
-    return (total / _counts(b, x, pool, bool(ctx.attr("count_include_pad", 0)))).value
+    return average_windows(ctx, Term(ctx.builder, ctx.input(0))).value
+
+
+def average_windows(ctx: OpContext, x: Term) -> Term:
+    """The mean of each window of x, by the node's attributes."""
+    pool = read_pool(ctx, x.value)
+    total = Term(x.b, reduce_pool(x.b, "add", x.value, pool))
+    return total / _counts(x.b, x.value, pool, bool(ctx.attr("count_include_pad", 0)))
 
 
 def _counts(b: Builder, x: Value, pool: Pool, include_pad: bool) -> Term:

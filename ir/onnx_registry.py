@@ -27,9 +27,15 @@ FAMILIES = (
     "onnx_sort",
     "onnx_einsum",
     "onnx_sample",
+    "onnx_signal",
+    "onnx_linalg",
+    "onnx_ngrams",
+    "onnx_random",
+    "onnx_training",
     "onnx_ml",
     "onnx_trees",
     "onnx_svm",
+    "onnx_microsoft",
 )
 
 Handler = Callable[[Any], Any]

@@ -138,8 +138,10 @@ def split_to_sequence(ctx: OpContext) -> Item:
     keep = bool(ctx.attr("keepdims", 1)) or ctx.has(1)
     extent = x.shape[axis]
     sizes = ctx.known(1) if ctx.has(1) else 1
+    if sizes is None and ctx.input(1).rank == 1:
+        sizes = tuple(ctx.shape_operand(1, "piece"))
     if sizes is None:
-        ctx.fail("the sizes of the pieces are computed at run time", hint="sequences are resolved when compiling")
+        ctx.fail("the size of the pieces is computed at run time, and so is their number", hint="sequences are resolved when compiling")
     if not isinstance(sizes, tuple):
         if not isinstance(extent, int) or not isinstance(sizes, int):
             return _unstacked(ctx, x, axis, sizes, keep=keep)
