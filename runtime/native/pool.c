@@ -1,10 +1,11 @@
-/* The thread pool: a static partition, threads that spin briefly between kernels and then sleep.
+/* The thread pool: a static partition into a few parts for each thread, threads that spin briefly between kernels and
+ * then sleep.
  *
- * A job is published by raising `epoch`. Part i is meant for thread i, so that a thread finds its data in its cache;
- * whoever is free takes a part that nobody began, so that a thread that the OS does not run delays nobody. A part is
- * taken by moving its `claim` up to the job's epoch. Parts that a job does not have are claimed before it is
- * published: once a job is over all claims are at its epoch, and a late thread finds nothing to take and never
- * looks at the job, which may be the next one's by then.
+ * A job is published by raising `epoch`. Consecutive parts are meant for one thread, so that a thread finds its data
+ * in its cache; whoever is free takes a part that nobody began, so that a thread that the OS does not run, or a slow
+ * core, delays nobody. A part is taken by moving its `claim` up to the job's epoch. Parts that a job does not have are
+ * claimed before it is published: once a job is over all claims are at its epoch, and a late thread finds nothing to
+ * take and never looks at the job, which may be the next one's by then.
  */
 #include "pool.h"
 
@@ -14,11 +15,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_THREADS = 1024, SPIN_NS = 100000, SPINS_PER_CLOCK = 64 };
+enum { MOST_THREADS = 1024, PARTS_PER_THREAD = 4, SPIN_NS = 100000, SPINS_PER_CLOCK = 64 };
+
+struct part {
+    atomic_uint claim;
+    int32_t status;
+};
 
 struct worker {
-    _Alignas(TC_ALIGN) atomic_uint claim;
-    int32_t status;
+    _Alignas(TC_ALIGN) struct part parts[PARTS_PER_THREAD];
+    unsigned epoch; /* the last before it started */
     int32_t index;
     tc_pool *pool;
     tc_thread thread;
@@ -28,6 +34,7 @@ struct tc_pool {
     _Alignas(TC_ALIGN) atomic_uint epoch;
     atomic_uint sleepers;
     atomic_uint stop;
+    _Alignas(TC_ALIGN) atomic_uint unclaimed; /* parts that nobody began; a hint to look no further */
     _Alignas(TC_ALIGN) atomic_uint remaining; /* parts not finished */
     atomic_uint waiting;                      /* the job's owner sleeps on `remaining` */
     _Alignas(TC_ALIGN) atomic_uint owner;     /* 2 * fork generation + 1 while a job runs */
@@ -38,8 +45,8 @@ struct tc_pool {
     int32_t wanted;  /* workers to start; fewer where the OS gave no more */
     unsigned generation;
     tc_job job;
-    int64_t part_grains;
-    int32_t parts;
+    atomic_uint parts;
+    atomic_uint members; /* threads that may work on the job */
     struct worker *workers;
 };
 
@@ -94,28 +101,41 @@ static void count_user(tc_pool *pool, int change) {
 void tc_pool_enter(tc_pool *pool) { count_user(pool, 1); }
 void tc_pool_leave(tc_pool *pool) { count_user(pool, -1); }
 
-static int claim(struct worker *worker, unsigned epoch) {
-    unsigned seen = atomic_load_explicit(&worker->claim, memory_order_relaxed);
+static struct part *part_at(const tc_pool *pool, int32_t part) {
+    return &pool->workers[part / PARTS_PER_THREAD].parts[part % PARTS_PER_THREAD];
+}
+
+static int claim(struct part *part, unsigned epoch) {
+    unsigned seen = atomic_load_explicit(&part->claim, memory_order_relaxed);
     while ((int32_t)(epoch - seen) > 0)
-        if (atomic_compare_exchange_weak_explicit(&worker->claim, &seen, epoch, memory_order_acquire, memory_order_relaxed)) return 1;
+        if (atomic_compare_exchange_weak_explicit(&part->claim, &seen, epoch, memory_order_acquire, memory_order_relaxed)) return 1;
     return 0;
 }
 
 /* Part `part` runs on the thread `self`, in that thread's scratch. */
 static void run_part(tc_pool *pool, int32_t part, int32_t self) {
     const tc_job *job = &pool->job;
-    int64_t grains = (job->extent + job->grain - 1) / job->grain;
-    int64_t share = grains / pool->parts, rest = grains % pool->parts;
+    int64_t grains = (job->extent + job->grain - 1) / job->grain, parts = atomic_load_explicit(&pool->parts, memory_order_relaxed);
+    int64_t share = grains / parts, rest = grains % parts;
     int64_t first = part * share + (part < rest ? part : rest), count = share + (part < rest);
     int64_t begin = first * job->grain, end = (first + count) * job->grain;
     if (end > job->extent) end = job->extent;
-    pool->workers[part].status = job->kernel(job->args, begin, end, job->scratch + self * job->stride);
+    part_at(pool, part)->status = job->kernel(job->args, begin, end, job->scratch + self * job->stride);
 }
 
+/* Takes parts from this thread's share on, then whatever is left. What is read of the job before a claim is a hint. */
 static void work(tc_pool *pool, int32_t self, unsigned epoch) {
-    for (int32_t i = 0; i < pool->threads; i++) {
-        int32_t part = (self + i) % pool->threads;
-        if (!claim(&pool->workers[part], epoch)) continue;
+    int32_t most = pool->threads * PARTS_PER_THREAD;
+    uint64_t parts = atomic_load_explicit(&pool->parts, memory_order_relaxed), members = atomic_load_explicit(&pool->members, memory_order_relaxed);
+    if ((uint64_t)self >= members) return;
+    int32_t first = (int32_t)(parts * (uint64_t)self / members);
+    for (int32_t i = 0; i < most; i++) {
+        int32_t part = first + i < most ? first + i : first + i - most;
+        if (!claim(part_at(pool, part), epoch)) {
+            if (atomic_load_explicit(&pool->unclaimed, memory_order_relaxed) == 0) return;
+            continue;
+        }
+        atomic_fetch_sub_explicit(&pool->unclaimed, 1, memory_order_relaxed);
         run_part(pool, part, self);
         if (atomic_fetch_sub(&pool->remaining, 1) == 1 && atomic_load(&pool->waiting)) tc_wake(&pool->remaining, 1);
     }
@@ -139,7 +159,7 @@ static unsigned await_change(atomic_uint *word, unsigned old, atomic_uint *sleep
 static void worker_body(void *argument) {
     struct worker *worker = argument;
     tc_pool *pool = worker->pool;
-    unsigned epoch = atomic_load(&worker->claim);
+    unsigned epoch = worker->epoch;
     tc_float_enter();
     for (;;) {
         epoch = await_change(&pool->epoch, epoch, &pool->sleepers);
@@ -159,11 +179,12 @@ static void start_workers(tc_pool *pool) {
         atomic_store(&pool->waiting, 0);
     }
     unsigned epoch = atomic_load(&pool->epoch);
-    for (int32_t i = 0; i < pool->threads; i++) atomic_store(&pool->workers[i].claim, epoch);
+    for (int32_t i = 0; i < pool->threads * PARTS_PER_THREAD; i++) atomic_store(&part_at(pool, i)->claim, epoch);
     while (pool->started < pool->wanted) {
         struct worker *worker = &pool->workers[pool->started + 1];
         worker->index = pool->started + 1;
         worker->pool = pool;
+        worker->epoch = epoch;
         if (tc_thread_start(&worker->thread, worker_body, worker) != 0) {
             pool->wanted = pool->started;
             break;
@@ -178,14 +199,17 @@ static int acquire(tc_pool *pool) {
     return atomic_compare_exchange_strong_explicit(&pool->owner, &seen, mine, memory_order_acquire, memory_order_relaxed);
 }
 
-static void publish(tc_pool *pool, const tc_job *job, int32_t parts) {
+static void publish(tc_pool *pool, const tc_job *job, int32_t parts, int32_t members) {
     unsigned epoch = atomic_load(&pool->epoch) + 1;
     pool->job = *job;
-    pool->parts = parts;
-    atomic_store(&pool->remaining, (unsigned)parts);
-    for (int32_t i = parts; i < pool->threads; i++) atomic_store(&pool->workers[i].claim, epoch);
+    atomic_store_explicit(&pool->parts, (unsigned)parts, memory_order_relaxed);
+    atomic_store_explicit(&pool->members, (unsigned)members, memory_order_relaxed);
+    atomic_store_explicit(&pool->unclaimed, (unsigned)parts, memory_order_relaxed);
+    atomic_store_explicit(&pool->remaining, (unsigned)parts, memory_order_relaxed);
+    for (int32_t i = parts; i < pool->threads * PARTS_PER_THREAD; i++)
+        atomic_store_explicit(&part_at(pool, i)->claim, epoch, memory_order_relaxed);
     atomic_store(&pool->epoch, epoch);
-    if (atomic_load(&pool->sleepers) > 0) tc_wake(&pool->epoch, parts - 1);
+    if (atomic_load(&pool->sleepers) > 0) tc_wake(&pool->epoch, members - 1);
     work(pool, 0, epoch);
 }
 
@@ -203,18 +227,19 @@ static void await_parts(tc_pool *pool) {
 
 static int32_t first_failure(const tc_pool *pool, int32_t parts) {
     for (int32_t i = 0; i < parts; i++)
-        if (pool->workers[i].status != 0) return pool->workers[i].status;
+        if (part_at(pool, i)->status != 0) return part_at(pool, i)->status;
     return 0;
 }
 
 int32_t tc_pool_run(tc_pool *pool, const tc_job *job) {
     int64_t grains = (job->extent + job->grain - 1) / job->grain;
     int64_t users = (int64_t)(atomic_load_explicit(&pool->users, memory_order_relaxed) & 0xFFFFFFFF);
-    int64_t parts = pool->threads - (users > 1 ? users - 1 : 0);
-    if (parts > grains) parts = grains;
-    if (parts <= 1 || !acquire(pool)) return job->kernel(job->args, 0, job->extent, job->scratch);
+    int64_t members = pool->threads - (users > 1 ? users - 1 : 0);
+    if (members > grains) members = grains;
+    if (members <= 1 || !acquire(pool)) return job->kernel(job->args, 0, job->extent, job->scratch);
+    int64_t parts = members * PARTS_PER_THREAD < grains ? members * PARTS_PER_THREAD : grains;
     if (pool->started < pool->wanted || pool->generation != tc_fork_generation()) start_workers(pool);
-    publish(pool, job, (int32_t)parts);
+    publish(pool, job, (int32_t)parts, (int32_t)members);
     await_parts(pool);
     int32_t status = first_failure(pool, (int32_t)parts);
     atomic_store_explicit(&pool->owner, 0, memory_order_release);
