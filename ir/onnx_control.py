@@ -14,7 +14,7 @@ from tcompile.ir import dims, dtypes
 from tcompile.ir.dims import DimLike
 from tcompile.ir.graph import TensorType, Value
 from tcompile.ir.onnx_builder import ImportBuilder
-from tcompile.ir.onnx_context import GrowingSequence, Item, OpContext, OptionalValue, SequenceValue, StackedSequence
+from tcompile.ir.onnx_context import GrowingSequence, Item, OpContext, OptionalValue, Region, SequenceValue, StackedSequence
 from tcompile.ir.onnx_registry import onnx_op
 from tcompile.ir.onnx_sequence import like, same_structure, tensors_of
 from tcompile.ir.onnx_turns import Turn, known_extent
@@ -41,11 +41,29 @@ def if_(ctx: OpContext) -> list[Item]:
         if not same_structure(ours, theirs):
             ctx.fail(f"output {k} of the branches differ in kind or in length")
     tensors = [[value for item in branch.outputs for value in tensors_of(ctx, item)] for branch in branches]
+    squeezing = _squeezing_branch(branches, tensors)
+    if squeezing is not None:
+        return ctx.inline(("then_branch", "else_branch")[squeezing], [])
     symbols = _output_symbols(ctx, *([value.type for value in values] for values in tensors))
     condition = b.reshape(ctx.input(0), ())
     regions = tuple(branch.close(values) for branch, values in zip(branches, tensors, strict=True))
     values = list(b.emit_all("if", [condition, *captures], {"shape_symbols": symbols}, regions))
     return [like(item, values) for item in then.outputs]
+
+
+def _squeezing_branch(branches: Sequence[Region], tensors: Sequence[Sequence[Value]]) -> int | None:
+    """Which branch only drops axes of extent 1 of the value that the other one hands on, where their ranks differ.
+
+    PyTorch scripts ``x.squeeze(axis)`` as ``x.squeeze(axis) if x.shape[axis] == 1 else x``. A rank is no matter of the
+    run here: the axis is squeezed, and the reshape stops a run in which its extent is not 1.
+    """
+    ranks = [[value.rank for value in values] for values in tensors]
+    moves = [{node.op for node in branch.builder.nodes} for branch in branches]
+    for k in (0, 1):
+        fewer = all(a < b for a, b in zip(ranks[k], ranks[1 - k], strict=True))
+        if fewer and moves[k] == {"reshape"} and not moves[1 - k]:
+            return k
+    return None
 
 
 def _output_symbols(ctx: OpContext, ours: Sequence[TensorType], theirs: Sequence[TensorType]) -> tuple[tuple[int, int, str], ...]:
