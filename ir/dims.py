@@ -295,7 +295,7 @@ def nonnegative(d: DimLike, ranges: Ranges | None = None) -> bool:
     """Whether d >= 0 is proved for all symbols in their ranges (a symbol without a range is >= 0)."""
     if isinstance(d, int):
         return d >= 0
-    low = lower_bound(d, ranges or {})
+    low = lower_bound(d, {} if ranges is None else ranges)
     return isinstance(low, int) and low >= 0
 
 
@@ -456,10 +456,28 @@ def _within(rest: DimLike, b: DimLike, ranges: Ranges | None) -> bool:
     return nonnegative(rest, ranges) and nonnegative(b - 1 - rest, ranges)
 
 
-def _bound(d: DimLike, ranges: Ranges, *, upper: bool, depth: int = 0) -> int | None:
-    """Bounds each term: variables with symbolic ends are replaced by an end first, so that i < n cancels n."""
+class _Known:
+    """Ranges during one question, with the bounds found so far: nested divisions meet the same parts again and again."""
+
+    __slots__ = ("bounds", "get")
+
+    def __init__(self, ranges: Ranges) -> None:
+        self.get = ranges.get
+        self.bounds: dict[tuple[Dim, bool], int | None] = {}
+
+
+def _bound(d: DimLike, ranges: Ranges | _Known, *, upper: bool, depth: int = 0) -> int | None:
+    """A bound of d from one side, or None."""
     if isinstance(d, int):
         return d
+    known = ranges if isinstance(ranges, _Known) else _Known(ranges)
+    if (d, upper) not in known.bounds:
+        known.bounds[d, upper] = _term_bounds(d, known, upper, depth)
+    return known.bounds[d, upper]
+
+
+def _term_bounds(d: Dim, ranges: _Known, upper: bool, depth: int) -> int | None:
+    """Bounds each term: variables with symbolic ends are replaced by an end first, so that i < n cancels n."""
     if depth < 8:
         for monomial, factor in d.terms:
             for atom in monomial:
@@ -500,13 +518,14 @@ def _symbolic_end(atom: Atom, ranges: Ranges, upper: bool) -> DimLike | None:
 def _others_nonnegative(monomial: Monomial, atom: Atom, ranges: Ranges) -> bool:
     others = list(monomial)
     others.remove(atom)
-    return all((_atom_bound(other, ranges, upper=False) or 0) >= 0 and _atom_bound(other, ranges, upper=False) is not None for other in others)
+    lows = [_atom_bound(other, ranges, upper=False) for other in others]
+    return all(low is not None and low >= 0 for low in lows)
 
 
 def _monomial_bound(monomial: Monomial, ranges: Ranges, upper: bool) -> int | None:
-    lows = [_atom_bound(atom, ranges, upper=False) for atom in monomial]
     if len(monomial) == 1:
         return _atom_bound(monomial[0], ranges, upper=upper)
+    lows = [_atom_bound(atom, ranges, upper=False) for atom in monomial]
     if any(low is None or low < 0 for low in lows):
         return None
     if not upper:
