@@ -208,8 +208,8 @@ static int leads_core(int cpu, const cpu_set_t *allowed) {
     for (char *at = text; *at >= '0' && *at <= '9';) {
         long first = strtol(at, &at, 10), last = first;
         if (*at == '-') last = strtol(at + 1, &at, 10);
-        for (long sibling = first; sibling <= last && sibling < CPU_SETSIZE; sibling++)
-            if (CPU_ISSET(sibling, allowed)) return sibling == cpu;
+        for (long sibling = first; sibling <= last && sibling < (long)CPU_SETSIZE; sibling++)
+            if (CPU_ISSET((size_t)sibling, allowed)) return sibling == cpu;
         if (*at == ',') at++;
     }
     return 1;
