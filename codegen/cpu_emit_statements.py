@@ -258,6 +258,12 @@ class Statements(Expressions):
             self._with_lanes(loop, start, rest)
 
     def _any_lanes(self, loop: For, extent: Value) -> None:
+        high = dims.upper_bound(loop.extent, self.names.ranges)
+        if high is not None and high <= loop.width and (self._uses_registers(loop) or self._masks(loop)):
+            # one vector holds all: lane 0 is element 0, so that registers may be indexed
+            some = ops.binary(self.fn, "icmp ult", "i64", ops.iota(loop.width), extent)
+            self._counted(0, extent, loop.width, loop.body, lambda start: self._with_lanes(loop, 0, loop.width, some), once=True)
+            return
         full = ops.binary(self.fn, "and", "i64", extent, Value(str(-loop.width)))
         self._counted(0, full, loop.width, loop.body, lambda start: self._with_lanes(loop, start, loop.width))
         if not self._masks(loop):
@@ -315,7 +321,7 @@ class Statements(Expressions):
             emit(first)
             end = self.fn.current
         else:
-            end = self._loop(preheader, first, last, step, stored, emit)
+            end = self._loop(preheader, first, last, step, body, emit)
         if guard is None:
             return
         end = self.fn.pop()
@@ -326,14 +332,14 @@ class Statements(Expressions):
         self.fn.enter(exit_block)
         self._merge([(end, after), (guard, before)], before)
 
-    def _loop(self, preheader: Code, first: Value, last: Value, step: int, stored: frozenset[str], emit: Callable[[Value], None]) -> Code:
+    def _loop(self, preheader: Code, first: Value, last: Value, step: int, body: Block, emit: Callable[[Value], None]) -> Code:
         """A loop of at least one turn; ends in its exit block."""
         outer_depth = self.fn.depth
         header = self.fn.block()
-        self.fn.push(header, unconditional=True, stored=self._groups(stored))
+        self.fn.push(header, unconditional=True, stored=self._groups(body))
         place = Value(self.fn.name(), self.fn.depth)
         header.lines.append("")
-        phis = self._open_phis(stored)
+        phis = self._open_phis(self.stored(body))
         emit(place)
         latch = self.fn.current
         following = self.fn.value(f"add nuw nsw i64 {place.name}, {step}")
@@ -385,7 +391,7 @@ class Statements(Expressions):
         for name in sorted(stored):
             self.touched(name)
         header = self.fn.block()
-        self.fn.push(header, unconditional=True, stored=self._groups(stored))
+        self.fn.push(header, unconditional=True, stored=self._groups(stmt.body))
         phis = self._open_phis(stored)
         memo = self.forget()
         cond, test = self.value(stmt.cond), self.fn.current
@@ -417,8 +423,11 @@ class Statements(Expressions):
             known = self._stores[id(block)] = (block, names)
         return frozenset(name for name in known[1] if name in self.buffers)
 
-    def _groups(self, names: frozenset[str]) -> frozenset[str]:
-        return frozenset(buffer.group if isinstance(buffer := self.buffers[name], Buffer) else name for name in names)
+    def _groups(self, block: Block) -> frozenset[str]:
+        """Groups that a block stores to, of buffers it allocates itself too: a load of those must not leave it either."""
+        self.stored(block)
+        names = self._stores[id(block)][1]
+        return frozenset(buffer.group if isinstance(buffer := self.buffers.get(name), Buffer) else name for name in names)
 
     _STATEMENTS: dict[type, Callable[[Statements, Stmt], None]] = {
         Let: _let,

@@ -31,7 +31,7 @@ def distribute(loop: For, width: int, names: Names) -> Block | None:
     if not _uniform_control(loop.body, variant):
         return None
     turns = dims.floordiv(loop.extent, width)
-    rest = loop.extent - turns * width
+    rest = dims.mod(loop.extent, width)
     result: list[Stmt] = []
     outer = names("i")
     if turns != 0:

@@ -100,19 +100,18 @@ class _LanesOf:
         return For(self.lane, extent, body, LoopKind.VECTOR, self.width)
 
     def _join(self) -> list[Stmt]:
-        rows = [self._lane_loop(self.width, (self._combine((0, self._l), (k, self._l)),)) for k in range(1, self.unroll)]
-        halves: list[Stmt] = []
-        half = self.width // 2
-        while half:
-            pair = self._combine((0, self._l), (0, self._l + half)) if half > 1 else self._combine((0, 0), (0, 1))
-            halves.append(For(self.lane, half, (pair,), LoopKind.VECTOR, half) if half > 1 else pair)
-            half //= 2
+        """Rows into row 0, then a tree of halves: lane l with lane l + W/2, and so on."""
+        rows = [self._lane_loop(self.width, (self._add_row(k),)) for k in range(1, self.unroll)]
+        parts: list[Expr] = [Load(self.lanes, (0, lane), self.dtype) for lane in range(self.width)]
+        while len(parts) > 1:
+            half = len(parts) // 2
+            parts = [op(self.found.fn, a, b) for a, b in zip(parts[:half], parts[half:], strict=True)]
         store = self.found.store
-        total = op(self.found.fn, Load(store.buffer, (0,), self.dtype), Load(self.lanes, (0, 0), self.dtype))
-        return [*rows, *halves, Store(store.buffer, (0,), total)]
+        return [*rows, Store(store.buffer, (0,), op(self.found.fn, Load(store.buffer, (0,), self.dtype), parts[0]))]
 
-    def _combine(self, to: Shape, other: Shape) -> Store:
-        return Store(self.lanes, to, op(self.found.fn, Load(self.lanes, to, self.dtype), Load(self.lanes, other, self.dtype)))
+    def _add_row(self, row: int) -> Store:
+        first, other = (Load(self.lanes, (k, self._l), self.dtype) for k in (0, row))
+        return Store(self.lanes, (0, self._l), op(self.found.fn, first, other))
 
 
 class _Redirect(Rewriter):
