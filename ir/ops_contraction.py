@@ -46,7 +46,8 @@ def _accumulate(a: np.ndarray, b: np.ndarray, dtype: DType, terms: int, product)
     kinds = [dtypes.from_numpy(array.dtype) for array in (a, b)]
     if dtype.is_float:
         wide = max((dtype.compute, *(kind.compute for kind in kinds)), key=lambda kind: kind.bits)
-        return convert(product(convert(a, wide), convert(b, wide)), dtype, saturate=False)
+        with np.errstate(all="ignore"):
+            return convert(product(convert(a, wide), convert(b, wide)), dtype, saturate=False)
     if sum(kind.bits for kind in kinds) + math.ceil(math.log2(max(terms, 1))) <= 53:
         exact = product(a.astype(np.float64), b.astype(np.float64))  # f64 holds the sums exactly, and is faster
         return wrap(exact.astype(np.int64), dtype)
