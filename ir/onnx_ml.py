@@ -45,7 +45,7 @@ def linear_classifier(ctx: OpContext) -> tuple[Item, Value]:
     labels = class_labels(ctx, "classlabels_ints")
     if scores.shape[1] == 1 and labels is not None and len(labels) == 2:
         second = (scores > 0).reshape(scores.shape[0]).convert(dtypes.I64)
-        return label_item(ctx, labels, second), two_columns(scores, ctx, probabilities=False).convert(dtypes.F32).value
+        return label_item(ctx, labels, second), two_columns(scores, ctx, probabilities=True).convert(dtypes.F32).value
     return label_item(ctx, labels, best_class(scores)), post_transform(ctx, scores).convert(dtypes.F32).value
 
 
@@ -166,7 +166,7 @@ def label_encoder(ctx: OpContext) -> Item:
     if isinstance(item, HostConstant | CodedStrings):
         return _encode_strings(ctx, item, keys, values, default)
     x = Term(ctx.builder, ctx.input(0))
-    codes = _code(x, keys)
+    codes = _code(x, keys, nan_matches=ctx.opset >= 4)
     table = [*values, default]
     if values.dtype == object:
         return CodedStrings(tuple(map(_text, table)), codes.value)
@@ -214,7 +214,7 @@ def _encode_strings(ctx: OpContext, item: HostConstant | CodedStrings, keys: np.
     return Term(b, b.constant(np.array(mapped, values.dtype))).take(Term(b, item.codes), 0).value
 
 
-def _code(x: Term, keys: np.ndarray) -> Term:
+def _code(x: Term, keys: np.ndarray, *, nan_matches: bool) -> Term:
     """The position of each element among the keys; their number for what is none of them."""
     b, count = x.b, len(keys)
     if keys.dtype.kind in "iu" and x.dtype.is_integer and np.ptp(keys) < _DENSE * count + 1024:
@@ -226,7 +226,7 @@ def _code(x: Term, keys: np.ndarray) -> Term:
         return as_term(b, table).take(inside.where(wide - low, span), 0)
     column = as_term(b, keys, x.dtype)
     same = x.expand(x.rank).equals(column)
-    if keys.dtype.kind == "f" and np.isnan(keys).any():
+    if nan_matches and keys.dtype.kind == "f" and np.isnan(keys).any():
         same = same | (x.map("isnan").expand(x.rank) & as_term(b, np.isnan(keys)))
     found = Term(b, b.emit("arg_reduce", same.convert(dtypes.I32).value, fn="max", axis=x.rank, last=False))
     return same.reduce("or", [x.rank]).where(found, count)

@@ -43,6 +43,7 @@ class Cell:
     defaults: tuple[str, ...]
     step: Callable[..., list[Term]]
     late_bias: tuple[int, ...] = ()  # gates whose recurrence bias must not join the projection
+    clipped: int = 3  # activations of a direction whose operand ``clip`` bounds: those of gates
 
 
 @onnx_op("RNN", since=1)
@@ -62,7 +63,7 @@ def gru(ctx: OpContext) -> list[Value | None]:
 def lstm(ctx: OpContext) -> list[Value | None]:
     """LSTM (opset 1, 7, 14, 22); gates i, o, f, c; peepholes i, o, f."""
     step = _coupled_lstm_step if ctx.attr("input_forget", 0) else _lstm_step
-    return _recurrent(ctx, Cell(4, 2, ("Sigmoid", "Tanh", "Tanh"), step))
+    return _recurrent(ctx, Cell(4, 2, ("Sigmoid", "Tanh", "Tanh"), step, clipped=2))
 
 
 # Steps ----------------------------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def _directions(ctx: OpContext, cell: Cell, x: Term, batch_first: bool) -> list[
     hidden, count = r.shape[2], 2 if kind == "bidirectional" else 1
     if w.shape[0] != count:
         ctx.invalid(f"direction {kind} needs {count} sets of weights, and W holds {w.shape[0]}")
-    activations = _activations(ctx, cell.defaults * count)
+    activations = _activations(ctx, cell, count)
     size = len(cell.defaults)
     found = []
     for d in range(count):
@@ -245,13 +246,16 @@ _FORMULAS = {
 }
 
 
-def _activations(ctx: OpContext, defaults: Sequence[str]) -> list[Activation]:
+def _activations(ctx: OpContext, cell: Cell, directions: int) -> list[Activation]:
     """The activations of all directions; alphas and betas go in order to those that take one."""
+    defaults = cell.defaults * directions
     names = ctx.attr("activations", None) or list(defaults)
     alphas, betas = list(ctx.attr("activation_alpha", None) or ()), list(ctx.attr("activation_beta", None) or ())
     if len(names) != len(defaults):
         ctx.invalid(f"{len(names)} activations were given and {len(defaults)} are needed")
-    return [_activation(ctx, name, alphas, betas, ctx.attr("clip", None)) for name in names]
+    clip = ctx.attr("clip", None)
+    clips = [clip if k % len(cell.defaults) < cell.clipped else None for k in range(len(names))]
+    return [_activation(ctx, name, alphas, betas, bound) for name, bound in zip(names, clips, strict=True)]
 
 
 def _activation(ctx: OpContext, name: str, alphas: list[float], betas: list[float], clip: float | None) -> Activation:

@@ -33,7 +33,10 @@ def grid_sample(ctx: OpContext) -> Value:
         place = grid.at(grid.rank - 1, rank - 1 - axis).reshape(x.shape[0], size).convert(work)
         place = _denormalised(place, x.shape[2 + axis], aligned=aligned)
         place = place.map("round") if mode == "nearest" else place
-        columns.append(_moved_inside(place, x.shape[2 + axis], padding, aligned=aligned))
+        # the border of a cubic holds for each tap, as in PyTorch, not for the position
+        if (mode, padding) != ("cubic", "border"):
+            place = _moved_inside(place, x.shape[2 + axis], padding, aligned=aligned)
+        columns.append(place)
     flat = x.reshape(*x.shape[:2], dims.product(x.shape[2:]))
     taps = [_axis_taps(place, mode) for place in columns]
     total = None

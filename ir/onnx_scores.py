@@ -57,13 +57,14 @@ _TRANSFORMS = {
 
 
 def two_columns(scores: Term, ctx: OpContext, *, probabilities: bool) -> Term:
-    """The scores [n, 2] of both classes from the one score [n, 1] of the second.
+    """The scores [n, 2] of both classes from the one score s [n, 1] of the second, as ONNX Runtime completes them.
 
-    A probability p gives [1 - p, p]; a decision value s gives the transform of [-s, s].
+    LOGISTIC gives the logistic of [-s, s] whatever s is; else a probability gives [1 - s, s], and a decision value
+    the transform of [-s, s].
     """
-    if probabilities:
-        return join([1 - scores, scores], 1)
-    return post_transform(ctx, join([-scores, scores], 1))
+    if ctx.attr("post_transform", "NONE") == "LOGISTIC" or not probabilities:
+        return post_transform(ctx, join([-scores, scores], 1))
+    return join([1 - scores, scores], 1)
 
 
 def class_labels(ctx: OpContext, ints: str, strings: str = "classlabels_strings") -> np.ndarray | None:

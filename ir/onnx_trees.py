@@ -18,7 +18,7 @@ from tcompile.ir.onnx_context import Item, OpContext
 from tcompile.ir.onnx_loops import counted_loop
 from tcompile.ir.onnx_registry import onnx_op
 from tcompile.ir.onnx_scores import best_class, class_labels, floats_of, label_item, post_transform, transform, two_columns
-from tcompile.ir.terms import Term, as_term
+from tcompile.ir.terms import Term, as_term, join
 
 LEAF, LEQ, LT, GTE, GT, EQ, NEQ = range(7)
 _MODES = {"LEAF": LEAF, "BRANCH_LEQ": LEQ, "BRANCH_LT": LT, "BRANCH_GTE": GTE, "BRANCH_GT": GT, "BRANCH_EQ": EQ, "BRANCH_NEQ": NEQ}
@@ -231,19 +231,26 @@ def tree_ensemble_classifier(ctx: OpContext) -> tuple[Item, Value]:
     scores = aggregate(x, read_forest(ctx, "class"), count, "SUM")
     named = set(ctx.attr("class_ids"))
     if count == 2 and len(named) == 1:
-        return _binary(ctx, scores.part(1, named.pop(), 1), labels, base)
+        return _binary(ctx, scores, labels, base, named.pop())
     if base is not None and len(base):
         scores = scores + as_term(ctx.builder, base, scores.dtype)
     return label_item(ctx, labels, best_class(scores)), post_transform(ctx, scores).convert(dtypes.F32).value
 
 
-def _binary(ctx: OpContext, score: Term, labels: np.ndarray | None, base: np.ndarray | None) -> tuple[Item, Value]:
-    """Label and scores from the one score [n, 1] of two classes."""
+def _binary(ctx: OpContext, scores: Term, labels: np.ndarray | None, base: np.ndarray | None, named: int) -> tuple[Item, Value]:
+    """Label and scores of two classes from the weights of the class ``named``.
+
+    ONNX Runtime completes the scores of weights named 0, and leaves those named 1 beside a zero.
+    """
+    score = scores.part(1, named, 1)
     if base is not None and len(base):
         score = score + float(base[-1])
     positive = bool((_numbers(ctx, "class_weights") >= 0).all())
     second = (score > (0.5 if positive else 0.0)).reshape(score.shape[0]).convert(dtypes.I64)
-    return label_item(ctx, labels, second), two_columns(score, ctx, probabilities=positive).convert(dtypes.F32).value
+    label = label_item(ctx, labels, second)
+    if named == 1:
+        return label, post_transform(ctx, join([scores.part(1, 0, 1), score], 1)).convert(dtypes.F32).value
+    return label, two_columns(score, ctx, probabilities=positive).convert(dtypes.F32).value
 
 
 @onnx_op("TreeEnsemble", domain="ai.onnx.ml", since=5)
