@@ -20,7 +20,7 @@ from pathlib import Path
 from tcompile.benchmarks.model_set import REFUSED, Model, collect
 from tcompile.benchmarks.speed import bench_model, print_speed_table
 
-MODEL_SECONDS = 900
+MODEL_SECONDS = 300
 
 
 def default_build() -> Path:
