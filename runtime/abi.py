@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import sys
 from ctypes import POINTER, c_char_p, c_int32, c_int64, c_size_t, c_void_p
+
+import numpy as np
 
 from tcompile.errors import Error
 
@@ -82,7 +85,7 @@ class Memory(ctypes.Structure):
 class _Hooks(ctypes.Structure):
     """tc_hooks."""
 
-    _fields_ = (("release", c_void_p), ("acquire", c_void_p), ("check", c_void_p))
+    _fields_ = (("release", c_void_p), ("acquire", c_void_p), ("check", c_void_p), ("data_offset", c_int64))
 
 
 _FUNCTIONS = {
@@ -130,9 +133,27 @@ def _address(function: object) -> int | None:
 
 native = _load()
 
+
+
+def _data_offset() -> int:
+    """Where an array object holds its data's address: right after the object's header, in NumPy's C ABI since 1.0.
+
+    -1 where that does not hold. The public ways to ask for the address take longer than a small model's run.
+    """
+    probes = (np.empty(3), np.empty((2, 0), np.int8), np.zeros((), np.float32), np.empty((4, 4))[1:, 2:])
+    if sys.implementation.name != "cpython":
+        return -1
+    found = (ctypes.c_size_t.from_address(id(probe) + object.__basicsize__).value for probe in probes)
+    return object.__basicsize__ if all(a == probe.ctypes.data for a, probe in zip(found, probes, strict=True)) else -1
+
+
 # A run releases the interpreter's lock, and takes it now and then to let Python see signals: so Ctrl-C stops a run.
 hooks = _Hooks(
     _address(ctypes.pythonapi.PyEval_SaveThread),
     _address(ctypes.pythonapi.PyEval_RestoreThread),
     _address(ctypes.pythonapi.PyErr_CheckSignals),
+    _data_offset(),
 )
+
+# How an array is named to tc_session_run.
+reference = id if hooks.data_offset >= 0 else lambda array: array.ctypes.data

@@ -1,38 +1,11 @@
-"""NumPy arrays as native memory: addresses, and inputs brought into the form that compiled code reads."""
+"""Inputs brought into the form that compiled code reads."""
 
 from __future__ import annotations
-
-import ctypes
-import sys
-from collections.abc import Callable
 
 import numpy as np
 
 from tcompile.errors import InputError
 from tcompile.runtime.specs import TensorSpec
-
-
-def _data_member() -> int | None:
-    """Where an array object holds its data pointer: right after the object header, in NumPy's C ABI since 1.0.
-
-    None where that does not hold. The public ways to ask for the address take ten times as long.
-    """
-    probes = (np.empty(3), np.empty((2, 0), np.int8), np.zeros((), np.float32), np.empty((4, 4))[1:, 2:])
-    offset = object.__basicsize__
-    if sys.implementation.name != "cpython":
-        return None
-    found = (ctypes.c_size_t.from_address(id(probe) + offset).value for probe in probes)
-    return offset if all(address == probe.ctypes.data for address, probe in zip(found, probes, strict=True)) else None
-
-
-def _make_address() -> Callable[[np.ndarray], int]:
-    offset, read = _data_member(), ctypes.c_size_t.from_address
-    if offset is None:
-        return lambda array: array.ctypes.data
-    return lambda array: read(id(array) + offset).value
-
-
-address = _make_address()
 
 
 def as_input(value: object, spec: TensorSpec) -> np.ndarray:

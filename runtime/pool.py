@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from functools import cache
 
 from tcompile.errors import Error
 from tcompile.runtime import abi
@@ -30,8 +31,17 @@ class Pool:
 _shared: weakref.WeakValueDictionary[int, Pool] = weakref.WeakValueDictionary()
 
 
+@cache
+def _default_pool() -> Pool:
+    """Counting the cores reads a dozen files: it is done once."""
+    pool = Pool()
+    return _shared.setdefault(pool.threads, pool)
+
+
 def shared_pool(threads: int | Pool | None) -> Pool:
     """The given pool; or the process' pool of that many threads, made when first asked for."""
+    if threads is None:
+        return _default_pool()
     if isinstance(threads, Pool):
         return threads
     pool = Pool(threads)

@@ -12,7 +12,7 @@ import numpy as np
 
 from tcompile.errors import ExecutionError, InputError
 from tcompile.runtime import abi
-from tcompile.runtime.arrays import address, overlaps
+from tcompile.runtime.arrays import overlaps
 from tcompile.runtime.loader import Module
 from tcompile.runtime.pool import Pool
 from tcompile.runtime.specs import TensorSpec
@@ -45,6 +45,7 @@ class Session:
         self._all_static = False
         self._pointers = (ctypes.c_uint64 * (len(inputs) + len(outputs) + 1))()
         self._pack = struct.Struct(f"={len(inputs) + len(outputs)}Q").pack_into
+        self._run = abi.native.tc_session_run
         self._arguments = (
             ctypes.c_void_p(self._handle),
             ctypes.c_void_p(ctypes.addressof(self._pointers)),
@@ -59,8 +60,8 @@ class Session:
         if not self._all_static:
             return self.run(arrays, self._names, {})
         made = [np.empty(shape, dtype) for shape, dtype in self._results]
-        self._pack(self._pointers, 0, *map(address, arrays), *map(address, made))
-        status = abi.native.tc_session_run(*self._arguments)
+        self._pack(self._pointers, 0, *map(abi.reference, arrays), *map(abi.reference, made))
+        status = self._run(*self._arguments)
         if status:
             raise self._failure(status)
         return dict(zip(self._names, made, strict=True))
@@ -73,8 +74,9 @@ class Session:
         targets: list[np.ndarray | None] = []
         for k in range(len(self._outputs)):
             targets.append(self._target(k, wanted, out, [*arrays, *(target for target in targets if target is not None)]))
-        self._pack(self._pointers, 0, *map(address, arrays), *(0 if target is None else address(target) for target in targets))
-        status = abi.native.tc_session_run(*self._arguments)
+        places = (0 if target is None else abi.reference(target) for target in targets)
+        self._pack(self._pointers, 0, *map(abi.reference, arrays), *places)
+        status = self._run(*self._arguments)
         if status:
             raise self._failure(status)
         return {name: self._result(self._names.index(name), targets, out) for name in wanted}
@@ -151,7 +153,7 @@ class Session:
     def _fetch(self, k: int) -> np.ndarray:
         """A copy of a growing output, whose memory stays the session's."""
         result = np.empty(self._output_shapes()[k], self._outputs[k].dtype)
-        ctypes.memmove(address(result), self._pointers[len(self._inputs) + k], result.nbytes)
+        ctypes.memmove(result.ctypes.data, self._pointers[len(self._inputs) + k], result.nbytes)
         return result
 
     def _failure(self, status: int) -> Exception:

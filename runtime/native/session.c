@@ -25,7 +25,7 @@ struct tc_session {
     int64_t slot_count;
     int64_t *numbers; /* dims, then output shapes, of the frame; then the prepared input extents */
     int64_t *extents;
-    void **outputs;
+    void **inputs, **outputs;
     int prepared;
     atomic_int cancelled;
     const tc_hooks *hooks;
@@ -153,11 +153,12 @@ tc_session *tc_session_new(tc_module *module, tc_pool *pool) {
     if (session == NULL) return NULL;
     size_t numbers = (size_t)(info->symbol_count + parsed->output_extents + parsed->input_extents + 1);
     session->numbers = calloc(numbers, sizeof *session->numbers);
+    session->inputs = calloc((size_t)info->input_count + 1, sizeof *session->inputs);
     session->outputs = calloc((size_t)info->output_count + 1, sizeof *session->outputs);
     session->spares = calloc((size_t)info->output_count + 1, sizeof *session->spares);
     session->module = tc_module_share(module);
     session->pool = tc_pool_share(pool);
-    if (session->numbers == NULL || session->outputs == NULL || session->spares == NULL) {
+    if (session->numbers == NULL || session->inputs == NULL || session->outputs == NULL || session->spares == NULL) {
         tc_session_free(session);
         return NULL;
     }
@@ -165,6 +166,7 @@ tc_session *tc_session_new(tc_module *module, tc_pool *pool) {
     session->frame = (struct tc_frame){.host = &host_functions,
                                        .session = session,
                                        .weights = module->weights,
+                                       .inputs = session->inputs,
                                        .outputs = session->outputs,
                                        .dims = session->numbers,
                                        .output_shapes = session->numbers + info->symbol_count,
@@ -181,6 +183,7 @@ void tc_session_free(tc_session *session) {
     free(session->slots);
     free(session->spares);
     free(session->numbers);
+    free(session->inputs);
     free(session->outputs);
     free(session->times);
     tc_pool_free(session->pool);
@@ -335,11 +338,18 @@ const int64_t *tc_session_output_shapes(const tc_session *session) { return sess
 
 /* Running ---------------------------------------------------------------------------------------------------- */
 
-static int32_t place_outputs(tc_session *session, void **outputs) {
+/* The data of a tensor that the caller gives. */
+static void *data_of(const tc_session *session, void *given) {
+    if (given == NULL || session->hooks == NULL || session->hooks->data_offset < 0) return given;
+    return *(void **)((char *)given + session->hooks->data_offset);
+}
+
+static int32_t place_tensors(tc_session *session, const void *const *inputs, void **outputs) {
     const tc_module_info *info = &session->module->parsed.info;
+    for (int64_t i = 0; i < info->input_count; i++) session->inputs[i] = data_of(session, (void *)inputs[i]);
     const int64_t *extents = session->frame.output_shapes;
     for (int64_t k = 0; k < info->output_count; extents += info->outputs[k++].rank) {
-        session->outputs[k] = info->outputs[k].growing ? NULL : outputs[k];
+        session->outputs[k] = info->outputs[k].growing ? NULL : data_of(session, outputs[k]);
         if (info->outputs[k].growing || outputs[k] != NULL) continue;
         int64_t bytes = product(extents, info->outputs[k].rank, info->outputs[k].element_bytes);
         if (!reserve(session, &session->spares[k], bytes, 0)) {
@@ -381,9 +391,8 @@ int32_t tc_session_run(tc_session *session, const void *const *inputs, void **ou
         say(session->error, "a run before the input shapes were prepared");
         return refuse(session, TC_USAGE, "call tc_session_prepare first");
     }
-    int32_t status = place_outputs(session, outputs);
+    int32_t status = place_tensors(session, inputs, outputs);
     if (status != TC_OK) return status;
-    session->frame.inputs = (void *const *)inputs;
     atomic_store_explicit(&session->cancelled, 0, memory_order_relaxed);
     if (session->hooks != NULL) {
         session->next_check = tc_now_coarse() + CHECK_NS;

@@ -327,11 +327,13 @@ TC_API const char *tc_session_error(const tc_session *session);
 TC_API const char *tc_session_hint(const tc_session *session);
 
 /* How an interpreter embeds runs: it holds a lock that the run gives back and takes again, and looks for signals.
- * check() runs with the lock held; nonzero stops the run with TC_INTERRUPTED. */
+ * check() runs with the lock held; nonzero stops the run with TC_INTERRUPTED. Where data_offset >= 0, tensors are given
+ * to tc_session_run as the addresses of objects that hold their data's address at this offset. */
 typedef struct tc_hooks {
     void *(*release)(void);
     void (*acquire)(void *state);
     int (*check)(void);
+    int64_t data_offset;
 } tc_hooks;
 TC_API void tc_session_set_hooks(tc_session *session, const tc_hooks *hooks);
 
