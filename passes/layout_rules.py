@@ -79,12 +79,16 @@ def _reshape(node: Node, forms: Forms) -> bool:
 
 
 def _pad(node: Node, forms: Forms) -> bool:
-    """Borders around spatial axes (and images)."""
-    x, fill = node.inputs
+    """Borders around spatial axes (and images); those that repeat elements repeat whole lanes."""
+    x, *fills = node.inputs
     low, high = node.attrs["low"], node.attrs["high"]
     if not forms.native(x) or low[AXIS] != 0 or high[AXIS] != 0:
         return False
     attrs = {**node.attrs, "low": (*low, 0), "high": (*high, 0)}
+    if not fills:
+        forms.set_blocked(node.output, forms.b.emit("pad", forms.blocked(x), **attrs), forms.lanes(x))
+        return True
+    (fill,) = fills
     number = forms.constant(forms.plain(fill))
     same = number is not None and float(number.reshape(-1)[0]) == forms.lanes(x)
     forms.set_blocked(node.output, forms.b.emit("pad", forms.blocked(x), forms.plain(fill), **attrs), forms.lanes(x) if same else math.nan)
