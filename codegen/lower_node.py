@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tcompile.codegen import cpu_templates
 from tcompile.codegen.canonical import canonical
 from tcompile.codegen.cpu_schedule import schedule
 from tcompile.codegen.draft import Draft, Scope
@@ -20,6 +21,8 @@ from tcompile.codegen.templates import Built, from_template, key_of
 from tcompile.ir.graph import Node, Value
 from tcompile.ir.loops import Kernel
 from tcompile.ir.target import Target
+
+assert cpu_templates.ALL  # registered by being imported
 
 _NAIVE: dict[str, Callable[[Node, Scope], list[Draft]]] = {
     **dict.fromkeys(sorted(INLINABLE - {"constant", "dim"}), lower_map),

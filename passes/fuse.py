@@ -22,7 +22,7 @@ from tcompile.ir.dims import Range
 from tcompile.ir.graph import Graph, Node, Value
 from tcompile.ir.target import Target
 from tcompile.passes.fuse_costs import cost, estimate
-from tcompile.passes.fuse_groups import CONTRACTIONS, Group, Kind, reduces_trailing
+from tcompile.passes.fuse_groups import CONTRACTIONS, Group, Kind, is_contraction, reduces_trailing
 from tcompile.passes.fuse_regions import border_reshapes, fused_node
 
 REPEATS = 3  # kernels that may each evaluate a cheap expression rather than share a buffer
@@ -77,7 +77,7 @@ class _Planner:
         return self.groups
 
     def _place(self, node: Node) -> None:
-        if len(node.outputs) != 1 or not (inlinable(node) or node.op == "reduce" or node.op in CONTRACTIONS):
+        if len(node.outputs) != 1 or not (inlinable(node) or node.op == "reduce" or is_contraction(node)):
             self._open(node, Kind.SINGLE)
             return
         readers = self._readers(node)

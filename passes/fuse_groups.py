@@ -18,7 +18,7 @@ from tcompile.passes.fuse_costs import cost, estimate
 RECOMPUTE_BUDGET = 4.0  # extra work per root element that a kernel may spend rather than write and read a buffer
 MAX_MEMBERS = 64  # larger kernels gain nothing and compile slowly
 CONTRACTIONS = {
-    "dot_general": "dot", "dot_packed": "dot", "conv": "conv", "conv_blocked": "conv", "depthwise_blocked": "conv", "conv_stem": "conv",
+    "dot_general": "dot", "dot_packed": "dot", "conv_blocked": "conv", "depthwise_blocked": "conv", "conv_stem": "conv",
 }  # fmt: skip
 
 
@@ -71,7 +71,7 @@ class Group:
         elif node.op == "reduce":
             joined = self._absorb_reduction(node)
         else:
-            joined = node.op in CONTRACTIONS and self._absorb_contraction(node)
+            joined = is_contraction(node) and self._absorb_contraction(node)
         if joined:
             self.members.append(node)
         return joined
@@ -229,6 +229,11 @@ class Group:
         extents = [self.ranges[name].hi + 1 for name in list(self.variables)[:depth]]
         extents += [self.ranges[name].hi + 1 for name in used if name not in self.variables and name in self.ranges and name[0] == "c"]
         return estimate(dims.product(extents), self.symbols)
+
+
+def is_contraction(node: Node) -> bool:
+    """Whether a template makes a kernel around this node; others get naive loops of their own."""
+    return node.op in CONTRACTIONS and all(value.dtype.bits >= 8 for value in node.inputs)
 
 
 def reduces_trailing(node: Node) -> bool:

@@ -1,0 +1,5 @@
+"""All templates of the CPU; importing this module registers them."""
+
+from tcompile.codegen import cpu_conv, cpu_gemm
+
+ALL = (cpu_gemm.gemm, cpu_conv.direct_conv)
