@@ -9,6 +9,7 @@ written whole and renamed, read with a checksum, and one that vanishes while it 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -39,10 +40,8 @@ class Cache:
         if len(data) < _DIGEST or hashlib.sha256(data[_DIGEST:]).digest() != data[:_DIGEST]:
             path.unlink(missing_ok=True)
             return None
-        try:
+        with contextlib.suppress(OSError):
             os.utime(path)  # what was used last is evicted last
-        except OSError:
-            pass
         return data[_DIGEST:]
 
     def put(self, key: str, data: bytes) -> None:

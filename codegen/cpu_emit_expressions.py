@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from tcompile.codegen import cpu_emit_index as index
 from tcompile.codegen import cpu_emit_lanes as ops
 from tcompile.codegen.cpu_emit_casts import Casts
@@ -163,7 +165,7 @@ class Expressions:
             return Value(None, made.depth, made.lanes, made.name)
         return ops.select(self.fn, chooser, register_type(dtype), left, right)
 
-    _EMIT = {Var: _var, Index: _index, Load: _load, Op: _op, Cast: _cast, Bitcast: _bitcast, Select: _select}
+    _EMIT: ClassVar[dict] = {Var: _var, Index: _index, Load: _load, Op: _op, Cast: _cast, Bitcast: _bitcast, Select: _select}
 
     # Registers -----------------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ class Registers:
     lanes: int
     values: dict[Key, Value] = field(default_factory=dict)
 
-    def keys(self) -> Iterable[Key]:
+    def elements(self) -> Iterable[Key]:
         """The keys of all values."""
         *outer, last = self.shape or (1,)
         count = -(-last // self.lanes) if self.lanes else last

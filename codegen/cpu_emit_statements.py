@@ -7,6 +7,7 @@ runs only when its body does, and what leaves the loop can go there. Register bu
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from tcompile.codegen import cpu_emit_index as index
 from tcompile.codegen import cpu_emit_lanes as ops
@@ -361,7 +362,7 @@ class Statements(Expressions):
             buffer = self.buffers.get(name)
             if not isinstance(buffer, Registers):
                 continue
-            for key in buffer.keys():
+            for key in buffer.elements():
                 before, phi = self.register(buffer, key), self.fn.name()
                 made.append((len(header.lines), buffer, key, phi, before))
                 header.lines.append("")
@@ -429,7 +430,7 @@ class Statements(Expressions):
         names = self._stores[id(block)][1]
         return frozenset(buffer.group if isinstance(buffer := self.buffers.get(name), Buffer) else name for name in names)
 
-    _STATEMENTS: dict[type, Callable[[Statements, Stmt], None]] = {
+    _STATEMENTS: ClassVar[dict[type, Callable[[Statements, Stmt], None]]] = {
         Let: _let,
         Alloc: _alloc,
         Store: _store,

@@ -60,7 +60,8 @@ def scratch_bytes(kernel: Kernel) -> DimLike:
 
 def _attributes(target: Target) -> str:
     features = "".join(f'"target-features"="{features_text(target)}" ' if target.features else "")
-    return f'attributes #0 = {{ nounwind "no-builtins" "target-cpu"="{target.cpu}" {features}"prefer-vector-width"="{8 * target.vector_bytes}" }}'
+    width = f'"prefer-vector-width"="{8 * target.vector_bytes}"'
+    return f'attributes #0 = {{ nounwind "no-builtins" "target-cpu"="{target.cpu}" {features}{width} }}'
 
 
 def _emit_functions(kernel: Kernel, target: Target) -> tuple[str, bool]:

@@ -31,7 +31,7 @@ def compile_kernels(
     target: Target,
     workers: int | None = None,
     progress: Progress | None = None,
-    cache: Cache | None | bool = True,
+    cache: Cache | bool | None = True,
 ) -> list[bytes]:
     """The objects of modules, in their order; equal texts are compiled once.
 

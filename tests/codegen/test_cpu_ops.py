@@ -85,7 +85,7 @@ def test_function_on_every_dtype(fn):
         output = dtypes.from_numpy(expected.dtype)
         ulp = 2 if fn == "rsqrt" and dtype in (F32, F64) else 0
         for width in WIDTHS:
-            made = kernel(f"{fn}_{dtype}_{width}", lambda *args: Op(fn, args, output), inputs, output, width)
+            made = kernel(f"{fn}_{dtype}_{width}", lambda *args, to=output: Op(fn, args, to), inputs, output, width)
             cases.append((made, arrays, expected, ulp))
     run_all(cases)
 
@@ -162,7 +162,7 @@ def expression_depth(depth: int) -> Expr:
 
 
 def test_deep_expressions_and_shared_ones():
-    made = Kernel("deep", (Param("x0", F32, (n,)), Param("y", F32, (n,), Access.OUT)), ("n",), (For("i", n, (Store("y", (i,), expression_depth(2000)),)),))
+    made = kernel("deep", lambda x: expression_depth(2000), [F32], F32, 1)
     result = np.ones(3, np.float32)
     load(made).run(made, [np.zeros(3, np.float32), result], [3])
     np.testing.assert_array_equal(result, 0)

@@ -38,7 +38,8 @@ def test_a_refused_module_is_named(workers):
 
 
 def test_a_fatal_error_of_llvm_is_a_named_error(capfd):
-    fatal = f'target triple = "{TARGET.triple}"\ndefine void @f() {{\n  call void asm sideeffect "no such instruction", ""()\n  ret void\n}}\n'
+    body = 'call void asm sideeffect "no such instruction", ""()'
+    fatal = f'target triple = "{TARGET.triple}"\ndefine void @f() {{\n  {body}\n  ret void\n}}\n'
     with pytest.raises(CodegenError, match="module fatal one"):
         compile_kernels([("fatal one", fatal)], TARGET, workers=1, cache=None)
 
