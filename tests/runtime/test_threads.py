@@ -129,15 +129,14 @@ def test_a_signal_stops_a_run():
     """What the handler raises comes out of run(), as for Ctrl-C; the executable runs on."""
     exe = runtime.load(models.endless_artifact())
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
     try:
         for _ in range(2):
-            timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
-            timer.start()
+            timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
             with pytest.raises(KeyboardInterrupt):
+                timer.start()
                 exe.run([np.float32(0)])
+            timer.join()
     finally:
-        timer.join()
         signal.signal(signal.SIGINT, before)
 
 
