@@ -44,6 +44,7 @@ def if_(ctx: OpContext) -> list[Item]:
     squeezing = _squeezing_branch(branches, tensors)
     if squeezing is not None:
         return ctx.inline(("then_branch", "else_branch")[squeezing], [])
+    tensors = _with_equal_ranks(branches, tensors)
     symbols = _output_symbols(ctx, *([value.type for value in values] for values in tensors))
     condition = b.reshape(ctx.input(0), ())
     regions = tuple(branch.close(values) for branch, values in zip(branches, tensors, strict=True))
@@ -64,6 +65,16 @@ def _squeezing_branch(branches: Sequence[Region], tensors: Sequence[Sequence[Val
         if fewer and moves[k] == {"reshape"} and not moves[1 - k]:
             return k
     return None
+
+
+def _with_equal_ranks(branches: Sequence[Region], tensors: Sequence[Sequence[Value]]) -> list[list[Value]]:
+    """A scalar where one branch gives a scalar and the other one a vector of one element, which broadcast alike."""
+    result = [list(values) for values in tensors]
+    for k, pair in enumerate(zip(*tensors, strict=True)):
+        if {value.shape for value in pair} == {(), (1,)}:
+            for values, branch, value in zip(result, branches, pair, strict=True):
+                values[k] = branch.builder.reshape(value, ())
+    return result
 
 
 def _output_symbols(ctx: OpContext, ours: Sequence[TensorType], theirs: Sequence[TensorType]) -> tuple[tuple[int, int, str], ...]:
