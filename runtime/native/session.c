@@ -1,41 +1,14 @@
 /* A session: the memory of one run at a time, and the host functions that compiled code calls during it. */
-#include "module.h"
+#include "session.h"
+
 #include "platform.h"
-#include "pool.h"
 
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { SLOT_LIMIT = 1 << 20, TEXT_BYTES = 2048, CHECK_NS = 20000000 };
-
-struct block {
-    void *data;
-    int64_t capacity;
-};
-
-struct tc_session {
-    tc_module *module;
-    tc_pool *pool;
-    struct tc_frame frame;
-    struct block arena, scratch;
-    struct block *slots, *spares; /* growing buffers; outputs that nobody asked for */
-    int64_t slot_count;
-    int64_t *numbers; /* dims, then output shapes, of the frame; then the prepared input extents */
-    int64_t *extents;
-    void **inputs, **outputs;
-    int prepared;
-    atomic_int cancelled;
-    const tc_hooks *hooks;
-    void *hook_state;
-    int64_t next_check;
-    int64_t *times, *counts; /* per call, while profiling */
-    int64_t marked_call, marked_at;
-    int64_t held, peak, allocations;
-    char error[TEXT_BYTES], hint[TEXT_BYTES];
-};
+enum { SLOT_LIMIT = 1 << 20, CHECK_NS = 20000000 };
 
 static const char *status_text(int32_t status) {
     static const char *const texts[] = {"",
@@ -47,18 +20,6 @@ static const char *status_text(int32_t status) {
                                         "cancelled",
                                         "interrupted"};
     return status > 0 && status <= TC_INTERRUPTED ? texts[status] : "unknown failure";
-}
-
-static void say(char *to, const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(to, TEXT_BYTES, format, arguments);
-    va_end(arguments);
-}
-
-static int32_t refuse(tc_session *session, int32_t status, const char *hint) {
-    say(session->hint, "%s", hint);
-    return status;
 }
 
 /* Memory ----------------------------------------------------------------------------------------------------- */
@@ -191,87 +152,7 @@ void tc_session_free(tc_session *session) {
     free(session);
 }
 
-/* Inputs ----------------------------------------------------------------------------------------------------- */
-
-static int32_t check_types(tc_session *session, const tc_shape *shapes) {
-    const tc_module_info *info = &session->module->parsed.info;
-    for (int64_t i = 0; i < info->input_count; i++) {
-        const tc_tensor *input = &info->inputs[i];
-        if (shapes[i].dtype != input->dtype) {
-            say(session->error, "input '%s' has element type %d, expected %d", input->name, shapes[i].dtype, input->dtype);
-            return refuse(session, TC_INPUT, "element types are numbers of TensorProto.DataType");
-        }
-        if (shapes[i].rank != input->rank) {
-            say(session->error, "input '%s' has %d dimensions, expected %d", input->name, shapes[i].rank, input->rank);
-            return refuse(session, TC_INPUT, "");
-        }
-    }
-    return TC_OK;
-}
-
-/* The first place in the inputs that a symbol's value comes from. */
-static const tc_tensor *first_use(const tc_module_info *info, int64_t symbol, int32_t *axis) {
-    for (int64_t i = 0; i < info->input_count; i++)
-        for (*axis = 0; *axis < info->inputs[i].rank; (*axis)++)
-            if (info->inputs[i].extents[*axis].kind == TC_SYMBOL && info->inputs[i].extents[*axis].value == symbol) return &info->inputs[i];
-    *axis = 0;
-    return &info->inputs[0];
-}
-
-static void bind_symbols(tc_session *session, const tc_shape *shapes) {
-    const tc_module_info *info = &session->module->parsed.info;
-    for (int64_t i = info->input_count - 1; i >= 0; i--) /* the first use is written last */
-        for (int32_t axis = info->inputs[i].rank - 1; axis >= 0; axis--) {
-            const tc_extent *extent = &info->inputs[i].extents[axis];
-            if (extent->kind == TC_SYMBOL) session->frame.dims[extent->value] = shapes[i].extents[axis];
-        }
-}
-
-static int32_t check_range(tc_session *session, int64_t symbol) {
-    const tc_parsed *parsed = &session->module->parsed;
-    const tc_symbol *declared = &parsed->info.symbols[symbol];
-    int64_t value = session->frame.dims[symbol];
-    int low_ok, high_ok = 1, bounded = declared->hi.text != NULL;
-    int64_t low = tc_evaluate(parsed, &declared->lo, session->frame.dims, &low_ok);
-    int64_t high = bounded ? tc_evaluate(parsed, &declared->hi, session->frame.dims, &high_ok) : INT64_MAX;
-    if (low_ok && high_ok && value >= low && value <= high) return TC_OK;
-    int32_t axis;
-    const tc_tensor *input = first_use(&parsed->info, symbol, &axis);
-    say(session->error, "input '%s' has extent %" PRId64 " on axis %d, where %s in %s..%s is expected", input->name, value, axis,
-        declared->name, declared->lo.text, bounded ? declared->hi.text : "");
-    return refuse(session, TC_INPUT, "compile the model with a wider range for this dimension");
-}
-
-static int32_t check_extent(tc_session *session, int64_t number, int32_t axis, int64_t got) {
-    const tc_parsed *parsed = &session->module->parsed;
-    const tc_tensor *input = &parsed->info.inputs[number];
-    const tc_extent *extent = &input->extents[axis];
-    int ok;
-    int64_t expected = tc_evaluate(parsed, extent, session->frame.dims, &ok);
-    if (ok && got == expected && got >= 0) return TC_OK;
-    if (extent->kind == TC_CONST) {
-        say(session->error, "input '%s' has extent %" PRId64 " on axis %d, expected %" PRId64, input->name, got, axis, expected);
-        return refuse(session, TC_INPUT, "the model was compiled for this extent; compile with a range to let it vary");
-    }
-    int32_t first_axis = 0;
-    const tc_tensor *first = extent->kind == TC_SYMBOL ? first_use(&parsed->info, extent->value, &first_axis) : NULL;
-    say(session->error, "input '%s' has extent %" PRId64 " on axis %d, expected %s = %" PRId64 "%s%s%s", input->name, got, axis, extent->text,
-        expected, first == NULL ? "" : " as in input '", first == NULL ? "" : first->name, first == NULL ? "" : "'");
-    return refuse(session, TC_INPUT, "dimensions of one name must agree");
-}
-
-static int32_t check_shapes(tc_session *session, const tc_shape *shapes) {
-    const tc_module_info *info = &session->module->parsed.info;
-    int32_t status = check_types(session, shapes);
-    if (status != TC_OK) return status;
-    bind_symbols(session, shapes);
-    for (int64_t symbol = 0; symbol < info->entry_symbol_count; symbol++)
-        if ((status = check_range(session, symbol)) != TC_OK) return status;
-    for (int64_t i = 0; i < info->input_count; i++)
-        for (int32_t axis = 0; axis < info->inputs[i].rank; axis++)
-            if ((status = check_extent(session, i, axis, shapes[i].extents[axis])) != TC_OK) return status;
-    return TC_OK;
-}
+/* Failures --------------------------------------------------------------------------------------------------- */
 
 static void describe_failure(tc_session *session, int32_t status) {
     const tc_module_info *info = &session->module->parsed.info;
@@ -279,13 +160,13 @@ static void describe_failure(tc_session *session, int32_t status) {
     const tc_site *found = NULL;
     if (site >= 0 && site < info->call_count) found = &info->calls[site];
     if (site < 0 && site > TC_NO_SITE && -1 - site < info->requirement_count) found = &info->requirements[-1 - site];
-    size_t at = (size_t)snprintf(session->error, TEXT_BYTES, "%s", status_text(status));
+    size_t at = (size_t)snprintf(session->error, TC_TEXT_BYTES, "%s", status_text(status));
     session->hint[0] = 0;
     if (found == NULL) return;
-    at += (size_t)snprintf(session->error + at, TEXT_BYTES - at, site >= 0 ? " in kernel %s" : ": %s", found->name);
-    if (site < 0 && at < TEXT_BYTES) at += (size_t)snprintf(session->error + at, TEXT_BYTES - at, " (value %" PRId64 ")", session->frame.failed_value);
-    for (int64_t i = 0; i < found->source_count && at < TEXT_BYTES; i++)
-        at += (size_t)snprintf(session->error + at, TEXT_BYTES - at, "%s%s", i == 0 ? ", of node " : ", ", found->sources[i]);
+    at += (size_t)snprintf(session->error + at, TC_TEXT_BYTES - at, site >= 0 ? " in kernel %s" : ": %s", found->name);
+    if (site < 0 && at < TC_TEXT_BYTES) at += (size_t)snprintf(session->error + at, TC_TEXT_BYTES - at, " (value %" PRId64 ")", session->frame.failed_value);
+    for (int64_t i = 0; i < found->source_count && at < TC_TEXT_BYTES; i++)
+        at += (size_t)snprintf(session->error + at, TC_TEXT_BYTES - at, "%s%s", i == 0 ? ", of node " : ", ", found->sources[i]);
 }
 
 static int32_t check_outputs(tc_session *session) {
@@ -293,8 +174,8 @@ static int32_t check_outputs(tc_session *session) {
     const int64_t *extents = session->frame.output_shapes;
     for (int64_t k = 0; k < info->output_count; extents += info->outputs[k++].rank) {
         if (info->outputs[k].growing || product(extents, info->outputs[k].rank, info->outputs[k].element_bytes) >= 0) continue;
-        say(session->error, "output '%s' has no valid size for these inputs", info->outputs[k].name);
-        return refuse(session, TC_SHAPE, "");
+        tc_say(session->error, "output '%s' has no valid size for these inputs", info->outputs[k].name);
+        return tc_refuse(session, TC_SHAPE, "");
     }
     return TC_OK;
 }
@@ -308,9 +189,9 @@ static int32_t reserve_frame(tc_session *session) {
     ok = ok && !__builtin_mul_overflow(stride, frame->threads, &scratch);
     ok = ok && reserve(session, &session->arena, frame->arena_bytes, 0) && reserve(session, &session->scratch, scratch, 0);
     if (!ok) {
-        say(session->error, "no memory: these inputs need an arena of %" PRId64 " bytes and scratch of %" PRId64 " bytes for each of %" PRId64
+        tc_say(session->error, "no memory: these inputs need an arena of %" PRId64 " bytes and scratch of %" PRId64 " bytes for each of %" PRId64
             " threads", frame->arena_bytes, frame->scratch_bytes, frame->threads);
-        return refuse(session, TC_MEMORY, "smaller inputs, or fewer threads, need less");
+        return tc_refuse(session, TC_MEMORY, "smaller inputs, or fewer threads, need less");
     }
     frame->scratch_bytes = stride;
     frame->arena = session->arena.data;
@@ -321,7 +202,7 @@ static int32_t reserve_frame(tc_session *session) {
 int32_t tc_session_prepare(tc_session *session, const tc_shape *inputs) {
     session->prepared = 0;
     session->error[0] = session->hint[0] = 0;
-    int32_t status = check_shapes(session, inputs);
+    int32_t status = tc_check_shapes(session, inputs);
     if (status != TC_OK) return status;
     session->frame.failed_call = TC_NO_SITE;
     status = session->module->prepare(&session->frame);
@@ -353,8 +234,8 @@ static int32_t place_tensors(tc_session *session, const void *const *inputs, voi
         if (info->outputs[k].growing || outputs[k] != NULL) continue;
         int64_t bytes = product(extents, info->outputs[k].rank, info->outputs[k].element_bytes);
         if (!reserve(session, &session->spares[k], bytes, 0)) {
-            say(session->error, "no memory for output '%s' of %" PRId64 " bytes", info->outputs[k].name, bytes);
-            return refuse(session, TC_MEMORY, "");
+            tc_say(session->error, "no memory for output '%s' of %" PRId64 " bytes", info->outputs[k].name, bytes);
+            return tc_refuse(session, TC_MEMORY, "");
         }
         session->outputs[k] = session->spares[k].data;
     }
@@ -369,8 +250,8 @@ static int32_t fetch_outputs(tc_session *session, void **outputs) {
         if (!info->outputs[k].growing) continue;
         outputs[k] = session->outputs[k];
         if (outputs[k] != NULL && product(extents, info->outputs[k].rank, info->outputs[k].element_bytes) >= 0) continue;
-        say(session->error, "output '%s' was not made by the run", info->outputs[k].name);
-        return refuse(session, TC_SHAPE, "");
+        tc_say(session->error, "output '%s' was not made by the run", info->outputs[k].name);
+        return tc_refuse(session, TC_SHAPE, "");
     }
     return TC_OK;
 }
@@ -388,8 +269,8 @@ static int32_t execute(tc_session *session) {
 
 int32_t tc_session_run(tc_session *session, const void *const *inputs, void **outputs) {
     if (!session->prepared) {
-        say(session->error, "a run before the input shapes were prepared");
-        return refuse(session, TC_USAGE, "call tc_session_prepare first");
+        tc_say(session->error, "a run before the input shapes were prepared");
+        return tc_refuse(session, TC_USAGE, "call tc_session_prepare first");
     }
     int32_t status = place_tensors(session, inputs, outputs);
     if (status != TC_OK) return status;
