@@ -99,18 +99,20 @@ def expm1_scaled(x: Term, highest: float, shift: int) -> Term:
 
 def exp_scaled(x: Term, lowest: float, highest: float, shift: int) -> Term:
     """e**x * 2**-shift for x clamped to a range in which the result is a normal number."""
-    table = _TABLES[x.dtype]
     r, biased = reduce(at_most(at_least(x, lowest), highest), exponent_bias(x.dtype) - shift)
-    return fma(r * r, horner(r, table.exp), r + 1.0) * power_of_two(biased)
+    return _scale_exp(r, power_of_two(biased))
 
 
 def _exp_between(x: Term, lowest: float, highest: float) -> Term:
     # 2**n is applied in two halves: n may lie outside the exponents of normal numbers
-    table = _TABLES[x.dtype]
     r, biased = reduce(at_most(at_least(x, lowest), highest), 2 * exponent_bias(x.dtype))
     half = biased >> 1
-    p = fma(r * r, horner(r, table.exp), r) + 1.0
-    return p * power_of_two(half) * power_of_two(biased - half)
+    return _scale_exp(r, power_of_two(half)) * power_of_two(biased - half)
+
+
+def _scale_exp(r: Term, scale: Term) -> Term:
+    """exp(r) * scale for the reduced r."""
+    return fma(fma(r * r, horner(r, _TABLES[r.dtype].exp), r), scale, scale)
 
 
 def reduce(x: Term, bias: int) -> tuple[Term, Term]:

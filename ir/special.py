@@ -52,17 +52,16 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
         return _fma_f32(a.astype(np.float64), b.astype(np.float64), c.astype(np.float64))
     shape = np.broadcast_shapes(np.shape(a), np.shape(b), np.shape(c))
     a, b, c = (np.broadcast_to(x, shape).ravel() for x in (a, b, c))
-    # a zero or a non-finite operand leaves at most one rounding anyway
-    simple = (a == 0) | (b == 0) | (c == 0) | ~(np.isfinite(a) & np.isfinite(b) & np.isfinite(c))
-    result = np.where(simple, a * b + c, _fma_f64(a, b, c))
-    for k in np.flatnonzero(~simple & ~_far_from_limits(a, b, c)):
+    product = a * b
+    # a zero or a non-finite operand leaves one rounding at most, a negligible product none
+    plain = (a == 0) | (b == 0) | (c == 0) | ~(np.isfinite(a) & np.isfinite(b) & np.isfinite(c))
+    plain |= (np.abs(product) < np.abs(c) * 2.0**-60) & (np.abs(c) > 2.0**-900)
+    result = np.where(plain, product + c, _fma_f64(a, b, c))
+    # elsewhere the error of the product must be a normal number, and nothing may overflow on the way
+    large = np.maximum(np.maximum(np.abs(a), np.abs(b)), np.maximum(np.abs(c), np.abs(product)))
+    for k in np.flatnonzero(~plain & ((np.abs(product) < 2.0**-900) | (large > 2.0**900))):
         result[k] = _fma_exact(float(a[k]), float(b[k]), float(c[k]))
     return result.reshape(shape)
-
-
-def _far_from_limits(*factors: np.ndarray) -> np.ndarray:
-    """Whether products of two of the numbers, and the errors of those, are normal numbers."""
-    return np.logical_and.reduce([(np.abs(x) > 2.0**-400) & (np.abs(x) < 2.0**400) for x in factors])
 
 
 def _fma_f64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
