@@ -262,7 +262,7 @@ class Statements(Expressions):
         high = dims.upper_bound(loop.extent, self.names.ranges)
         if high is not None and high <= loop.width and (self._uses_registers(loop) or self._masks(loop)):
             # one vector holds all: lane 0 is element 0, so that registers may be indexed
-            some = ops.binary(self.fn, "icmp ult", "i64", ops.iota(loop.width), extent)
+            some = self._first_lanes(extent, loop.width)
             self._counted(0, extent, loop.width, loop.body, lambda start: self._with_lanes(loop, 0, loop.width, some), once=True)
             return
         full = ops.binary(self.fn, "and", "i64", extent, Value(str(-loop.width)))
@@ -271,8 +271,13 @@ class Statements(Expressions):
             self._counted(full, extent, 1, loop.body, lambda place: self._body(loop, place))
             return
         rest = ops.binary(self.fn, "sub", "i64", extent, full)
-        counts = ops.binary(self.fn, "icmp ult", "i64", ops.iota(loop.width), rest)
-        self._counted(full, extent, loop.width, loop.body, lambda start: self._with_lanes(loop, start, loop.width, counts), once=True)
+        some = self._first_lanes(rest, loop.width)
+        self._counted(full, extent, loop.width, loop.body, lambda start: self._with_lanes(loop, start, loop.width, some), once=True)
+
+    def _first_lanes(self, count: Value, lanes: int) -> Value:
+        """The mask of the first ``count`` lanes, which is at most ``lanes``: 32 bits compare in half the registers of 64."""
+        few = ops.convert(self.fn, "trunc", "i64", "i32", count)
+        return ops.binary(self.fn, "icmp slt", "i32", ops.iota(lanes, "i32"), few)
 
     def _masks(self, loop: For) -> bool:
         """Whether a masked tail needs no lane-by-lane access: the target masks every width that lanes access."""
