@@ -55,11 +55,12 @@ def micro_kernel(
             weights = [nest.let(cast(b(vector, lane, term), dtype), "b") for vector in range(tile.vectors)]
             for row, scalar in enumerate(scalars):
                 for vector, weight in enumerate(weights):
-                    nest.store(buffer, (row, vector, lane), _multiply_add(scalar, weight, acc.at(row, vector, lane)))
+                    nest.store(buffer, (row, vector, lane), multiply_add(scalar, weight, acc.at(row, vector, lane)))
     return acc
 
 
-def _multiply_add(a: Expr, b: Expr, c: Expr) -> Expr:
+def multiply_add(a: Expr, b: Expr, c: Expr) -> Expr:
+    """a * b + c: one rounding for floats, wrapping for integers."""
     if c.dtype.is_float:
         return Op("fma", (a, b, c), c.dtype)
     return Op("add", (Op("mul", (a, b), c.dtype), c), c.dtype)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tcompile.codegen import cpu_conv, cpu_gemm, templates  # noqa: F401  (cpu_* register themselves)
+from tcompile.codegen import cpu_templates, templates
 from tcompile.codegen.draft import Scope
 from tcompile.ir.graph import Graph, Node, Value
 from tcompile.ir.interpret import bind_symbols, interpret
@@ -17,6 +17,7 @@ from tcompile.ir.target import Target, named_target
 from tcompile.ir.verify import verify
 from tcompile.passes.fuse import Fuse
 
+assert cpu_templates.ALL  # registered by being imported
 SCALARS = ("constant", "dim")
 
 
