@@ -17,7 +17,7 @@ from tcompile.ir.onnx_builder import ImportBuilder
 from tcompile.ir.onnx_context import GrowingSequence, Item, OpContext, OptionalValue, Region, SequenceValue, StackedSequence
 from tcompile.ir.onnx_registry import onnx_op
 from tcompile.ir.onnx_sequence import like, same_structure, tensors_of
-from tcompile.ir.onnx_turns import Turn, known_extent
+from tcompile.ir.onnx_turns import Attempt, Turn, known_extent
 from tcompile.ir.terms import Term
 
 _MAX_UNROLLED = 512  # turns
@@ -102,13 +102,18 @@ def _hull(b: ImportBuilder, x: DimLike, y: DimLike) -> tuple[int, int | None]:
 
 @onnx_op("Loop")
 def loop(ctx: OpContext) -> list[Item]:
-    """Loop (opset 1, 11, 13, 16, 19, 21-25)."""
+    """Loop (opset 1, 11, 13, 16, 19, 21-25).
+
+    A loop that carries sequences is unrolled where the conditions of all its turns are known.
+    """
     items = [ctx.item(k) for k in range(2, ctx.input_count)]
     trip = _trip(ctx)
-    if not all(isinstance(item, Value) for item in items) and isinstance(trip, int) and trip <= _MAX_UNROLLED:
+    if not all(isinstance(item, Value) for item in items) and (trip is None or (isinstance(trip, int) and trip <= _MAX_UNROLLED)):
+        attempt = Attempt(ctx)
         unrolled = _unrolled(ctx, trip, items)
         if unrolled is not None:
             return unrolled
+        attempt.undo()
     return _Loop(ctx, trip, items).build()
 
 
@@ -123,24 +128,25 @@ def _trip(ctx: OpContext) -> DimLike | None:
     return known_extent(ctx, count)
 
 
-def _unrolled(ctx: OpContext, trip: int, carried: list[Item]) -> list[Item] | None:
-    """The turns one after the other in the graph around; None where a turn's condition is not known."""
-    b, stacks = ctx.builder, None
+def _unrolled(ctx: OpContext, trip: int | None, carried: list[Item]) -> list[Item] | None:
+    """The turns one after the other in the graph around; None where the condition of a turn is not known."""
+    b, count = ctx.builder, len(carried)
+    stacks: list[list[Value]] | None = None
     going = ctx.constant(1) if ctx.has(1) else np.array(True)
-    nodes = len(b.nodes)
-    for turn in range(trip):
-        if going is None:
-            del b.nodes[nodes:]
+    turn = 0
+    while trip is None or turn < trip:
+        if going is None or turn == _MAX_UNROLLED:
             return None
         if not going.reshape(-1)[0]:
             break
         again, *outputs = ctx.inline("body", [b.dim(turn), b.known(np.array(True), dtypes.BOOL), *carried])
         going = b.constant_of(again)
-        carried, elements = outputs[: len(carried)], outputs[len(carried) :]
+        carried, elements = outputs[:count], outputs[count:]
         stacks = stacks or [[] for _ in elements]
         for stack, element in zip(stacks, elements, strict=True):
             stack.append(b.reshape(element, (1, *element.shape)))
-    if stacks is None and ctx.output_count > len(carried):
+        turn += 1
+    if stacks is None and ctx.output_count > count:
         ctx.fail("a loop of no turns has scan outputs, whose shape nothing tells")
     return [*carried, *(b.concat(stack, 0) for stack in stacks or ())]
 

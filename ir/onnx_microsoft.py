@@ -155,15 +155,6 @@ def _skip(ctx: OpContext, *, beta: int | None, bias: int, centre: bool) -> list[
     return [y.value, None, None, total.value][: ctx.output_count]
 
 
-@onnx_op("SimplifiedLayerNormalization")
-def simplified_layer_normalization(ctx: OpContext) -> Value:
-    """SimplifiedLayerNormalization, which ONNX Runtime writes into the default domain: the root mean square form."""
-    b, x = ctx.builder, Term(ctx.builder, ctx.input(0))
-    if ctx.axis(ctx.attr("axis", -1), x.rank) != x.rank - 1:
-        ctx.fail("only the last axis is normalised")
-    return _normalised(x, Term(b, ctx.input(1)), None, ctx.attr("epsilon", 1e-5), centre=False).value
-
-
 # Quantised ------------------------------------------------------------------------------------------------------
 
 onnx_op("QuantizeLinear", domain=_MS)(quantize_linear)

@@ -7,13 +7,13 @@ nothing new is learnt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from tcompile.ir import dims, dtypes, onnx_content
-from tcompile.ir.dims import Dim, DimLike, Range
+from tcompile.ir.dims import Dim, DimLike
 from tcompile.ir.graph import Graph, Value
 from tcompile.ir.onnx_builder import ImportBuilder
 from tcompile.ir.onnx_context import Item, OpContext, Region
@@ -22,6 +22,25 @@ from tcompile.ir.onnx_loops import loop_counter
 # arrange(region builder, counter as a value, carried values, whole sequences) -> the body's inputs
 Arrange = Callable[[ImportBuilder, Value, list[Value], list[Value]], list[Item]]
 _MAX_ROUNDS = 16
+
+
+class Attempt:
+    """The state of an import that may be undone: nodes, deferred constants, symbols and reports."""
+
+    def __init__(self, ctx: OpContext) -> None:
+        b, self._state = ctx.builder, ctx.scope.state
+        self._builder = b
+        self._nodes, self._deferred, self._symbols = len(b.nodes), set(b.deferred), dict(b.symbols)
+        self._problems = len(self._state.problems)
+
+    def undo(self, keep: Collection[str] = ()) -> None:
+        """Forgets all that was imported since, but the symbols to keep."""
+        b = self._builder
+        del b.nodes[self._nodes :]
+        b.deferred |= self._deferred
+        for name in b.symbols.keys() - self._symbols.keys() - set(keep):
+            del b.symbols[name]
+        del self._state.problems[self._problems :], self._state.causes[self._problems :]
 
 
 @dataclass(eq=False)
@@ -49,12 +68,12 @@ class Turn:
         self.counter = loop_counter(self.ctx.builder, self.trip)
         captures = self.ctx.captures(self.graph)
         for _ in range(_MAX_ROUNDS):
-            symbols, problems = dict(self.ctx.builder.symbols), len(self.ctx.scope.state.problems)
+            attempt = Attempt(self.ctx)
             self.region = self.ctx.import_region(self.graph, self._inputs, captures)
             if not self._learn():
                 self._captures = captures
                 return
-            self._forget(symbols, problems)
+            attempt.undo(keep={str(symbol) for pair in self.changing.values() for symbol in pair})
         self.ctx.fail("the shapes of the values that the loop carries do not settle")
 
     def emit(self, trip: Value, going: Value, again: Value | None, scans: Sequence[Value], scan_extent: DimLike | None) -> list[Value]:
@@ -135,14 +154,6 @@ class Turn:
             self.changing[k, axis] = tuple(_plain_symbol(self.ctx.builder, hint) for _ in range(2))
         self.changing = {key: pair for key, pair in self.changing.items() if key[0] not in self.fixed}
         return True
-
-    def _forget(self, symbols: dict[str, Range], problems: int) -> None:
-        """Drops the symbols and the reports of an import that is done again."""
-        kept = {str(symbol) for pair in self.changing.values() for symbol in pair}
-        table, state = self.ctx.builder.symbols, self.ctx.scope.state
-        for name in set(table) - set(symbols) - kept:
-            del table[name]
-        del state.problems[problems:], state.causes[problems:]
 
 
 def _plain_symbol(b: ImportBuilder, hint: str) -> Dim:
