@@ -11,7 +11,6 @@ import sys
 from dataclasses import replace
 
 from tcompile.codegen.lower_checks import requirements
-from tcompile.codegen.lower_node import launches
 from tcompile.codegen.lower_state import State
 from tcompile.errors import UnsupportedError
 from tcompile.ir import dims
@@ -121,7 +120,7 @@ def _view(node: Node, state: State) -> None:
 def _run(node: Node, state: State) -> None:
     if node.op == "fused":
         _take_constants(node.regions[0], state)
-    found = launches(node, state.scope, state.target)
+    found = state.launches.of(node, state.scope)
     if found is None:
         if node.op != "fused":
             raise UnsupportedError(f"{node.op} ({', '.join(node.source)}) has no kernel for {state.target.name}")

@@ -17,6 +17,7 @@ from tcompile.codegen.lower_rows import lower_arg_reduce, lower_reduce, lower_ro
 from tcompile.codegen.lower_scatter import lower_compact, lower_scatter_elements, lower_scatter_nd
 from tcompile.codegen.lower_sort import lower_sort
 from tcompile.codegen.lower_window import lower_cumulative, lower_reduce_window
+from tcompile.codegen.node_key import NodeKey
 from tcompile.codegen.templates import Built, from_template, key_of
 from tcompile.ir.graph import Node, Value
 from tcompile.ir.loops import Kernel
@@ -79,3 +80,31 @@ def launch_of(made: Draft | Built, scope: Scope, target: Target) -> Launch:
         kernel, values = made.kernel, made.values
     kernel, symbols = canonical(kernel, scope.ranges)
     return Launch(kernel, values, symbols)
+
+
+class Launches:
+    """``launches`` that lowers nodes of equal structure once."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self._known: dict[str, list[tuple[Kernel, tuple[int, ...], tuple[int, ...]]] | None] = {}
+
+    def of(self, node: Node, scope: Scope) -> list[Launch] | None:
+        """As ``launches(node, scope, target)``."""
+        key = NodeKey(node, scope)
+        if key.text not in self._known:
+            found = launches(node, scope, self.target)
+            self._known[key.text] = None if found is None else [_positions(launch, key) for launch in found]
+        known = self._known[key.text]
+        if known is None:
+            return None
+        return [
+            Launch(kernel, tuple(key.values[k] for k in values), tuple(key.symbols[k] for k in symbols))
+            for kernel, values, symbols in known
+        ]
+
+
+def _positions(launch: Launch, key: NodeKey) -> tuple[Kernel, tuple[int, ...], tuple[int, ...]]:
+    values = {value: k for k, value in enumerate(key.values)}
+    symbols = {name: k for k, name in enumerate(key.symbols)}
+    return launch.kernel, tuple(values[value] for value in launch.values), tuple(symbols[name] for name in launch.symbols)

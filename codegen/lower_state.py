@@ -11,11 +11,12 @@ import numpy as np
 
 from tcompile.codegen.draft import Scope
 from tcompile.codegen.fingerprint import fingerprint
+from tcompile.codegen.lower_node import Launches
 from tcompile.ir import dims, dtypes
 from tcompile.ir.dims import DimLike, Range
 from tcompile.ir.graph import Graph, Node, TensorType, Value
 from tcompile.ir.loops import Kernel
-from tcompile.ir.program import Allocate, Buffer, Copy, Instruction, Role
+from tcompile.ir.program import Allocate, Buffer, Call, Copy, Instruction, Role
 from tcompile.ir.target import Target
 
 
@@ -24,6 +25,7 @@ class State:
 
     def __init__(self, graph: Graph, target: Target) -> None:
         self.target = target
+        self.launches = Launches(target)
         self.symbols: dict[str, Range] = dict(graph.symbols)
         self.entry: tuple[str, ...] = _entry_symbols(graph)
         for name in self.entry:
@@ -34,6 +36,7 @@ class State:
         self.constants: dict[Value, np.ndarray] = {}
         self._weights: dict[str, Buffer] = {}
         self._kernels: dict[str, Kernel] = {}
+        self._named: dict[Kernel, Kernel] = {}
         self._blocks: list[list[Instruction]] = [[]]
         self._local: list[dict[Value, Buffer]] = [{}]  # scalars stored in the open blocks
         self._names: dict[str, int] = {}
@@ -118,6 +121,12 @@ class State:
 
     def kernel(self, kernel: Kernel) -> Kernel:
         """The one kernel of this structure, under a name of its own."""
+        named = self._named.get(kernel)
+        if named is None:
+            named = self._named[kernel] = self._deduplicated(kernel)
+        return named
+
+    def _deduplicated(self, kernel: Kernel) -> Kernel:
         key = fingerprint(kernel)
         known = self._kernels.get(key)
         if known is None:
@@ -136,14 +145,11 @@ class State:
 
     def _stored_scalar(self, value: Value) -> Buffer:
         """A dim node's value in memory; valid in the open block only, where its symbols have these values."""
-        from tcompile.codegen.lower_node import launches
-        from tcompile.ir.program import Call
-
         node = self.scalars[value]
         stored = replace(node, outputs=(Value(value.name, value.type),))
         buffer = self._local[-1][value] = self.new_buffer(value.name, value.type)
         self.allocate(buffer)
-        (launch,) = launches(stored, self.scope, self.target) or ()
+        (launch,) = self.launches.of(stored, self.scope) or ()
         self.emit(Call(self.kernel(launch.kernel), (buffer,), tuple(map(dims.symbol, launch.symbols)), node.source))
         return buffer
 
