@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tcompile.ir.graph import Graph, Node
+from tcompile.ir.ops_control import loop_scan_symbol
 from tcompile.passes.rewrite import Context, Patch, patch, rule
 
 
@@ -69,4 +70,41 @@ def _without_inputs(region: Graph, makers: dict[int, Node | None]) -> Graph:
     return Graph(region.name, inputs, region.outputs, [*constants, *region.nodes], region.symbols, region.output_names)
 
 
-RULES = (known_branch, no_turns, sink_constants)
+@rule("loop")
+def unread_scans(node: Node, context: Context) -> Patch | None:
+    """A stack of scan elements that nobody reads is not written. The symbol of its extent must be known without it."""
+    carried, scans = node.attrs["carried"], node.outputs[node.attrs["carried"] :]
+    kept = [k for k, value in enumerate(scans) if not context.unused(value)]
+    if len(kept) == len(scans) or (not kept and loop_scan_symbol(node.attrs)):
+        return None
+    (body,) = node.regions
+    outputs = (*body.outputs[: 1 + carried], *(body.outputs[1 + carried + k] for k in kept))
+    b = context.build(node)
+    region = Graph(body.name, body.inputs, outputs, body.nodes, body.symbols, ())
+    made = b.emit_all("loop", node.inputs, {**node.attrs, "scans": len(kept)}, [region])
+    stacks = dict(zip(kept, made[carried:], strict=True))
+    return patch("unread scans", b, *made[:carried], *(stacks.get(k, value) for k, value in enumerate(scans)))
+
+
+@rule("loop")
+def constant_carried(node: Node, context: Context) -> Patch | None:
+    """A carried value that every turn hands on unchanged is a capture."""
+    (body,), carried = node.regions, node.attrs["carried"]
+    changing = {index for index, *_ in node.attrs.get("shape_symbols", ())}
+    fixed = [k for k in range(carried) if body.outputs[1 + k] is body.inputs[1 + k] and k not in changing]
+    if not fixed:
+        return None
+    kept = [k for k in range(carried) if k not in fixed]
+    order = [*kept, *fixed]
+    inputs = (*node.inputs[:2], *(node.inputs[2 + k] for k in order), *node.inputs[2 + carried :])
+    takes = (body.inputs[0], *(body.inputs[1 + k] for k in order), *body.inputs[1 + carried :])
+    gives = (body.outputs[0], *(body.outputs[1 + k] for k in kept), *body.outputs[1 + carried :])
+    shapes = tuple((kept.index(index), *rest) for index, *rest in node.attrs.get("shape_symbols", ()))
+    b = context.build(node)
+    region = Graph(body.name, takes, gives, body.nodes, body.symbols, ())
+    made = b.emit_all("loop", inputs, {**node.attrs, "carried": len(kept), "shape_symbols": shapes}, [region])
+    finals = {**{k: node.inputs[2 + k] for k in fixed}, **dict(zip(kept, made, strict=False))}
+    return patch("carried value that stays", b, *(finals[k] for k in range(carried)), *made[len(kept) :])
+
+
+RULES = (known_branch, no_turns, constant_carried, sink_constants, unread_scans)

@@ -96,6 +96,10 @@ class Context:
         """Whether a single operand in this graph reads the value (an output of the graph counts as one)."""
         return self._uses[value] <= 1
 
+    def unused(self, value: Value) -> bool:
+        """Whether nothing in this graph reads the value."""
+        return self._uses[value] == 0
+
     def build(self, node: Node) -> Builder:
         """A builder for the nodes of a patch: it shares symbols and carries the node's source."""
         builder = Builder("patch")

@@ -62,7 +62,8 @@ def _awkward(dtype: DType, shape: tuple[int, ...], rng: np.random.Generator) -> 
     if dtype.kind == "b":
         return rng.integers(0, 2, shape).astype(bool)
     low, high = integer_limits(dtype)
-    return np.array(rng.choice([low, high, 0, 1, 7], shape)).astype(dtype.numpy)
+    limits = [low, high, 0, 1, 7] if shape else [0, 1, 7]  # a scalar may be a number of turns
+    return np.array(rng.choice(limits, shape)).astype(dtype.numpy)
 
 
 def same_bits(got: np.ndarray, expected: np.ndarray) -> None:

@@ -13,6 +13,9 @@ SCALAR = "%c: f32[] = constant {{value = ({},)}}\n%k: f32[12, 4] = broadcast(%c)
 CONV = "strides = (1,), lhs_dilation = (1,), dilation = (1,), groups = 1, dtype = f32"
 LOOP = 'carried = 1, trip = none, counter = "t", always = true, scans = 0, scan_extent = none, shape_symbols = ()'
 
+TWO = LOOP.replace("carried = 1", "carried = 2")
+SCAN = 'carried = 1, trip = 3, counter = "t", always = true, shape_symbols = ()'
+
 CASES = {
     "x * 1 is x": (f"{X}\n{SCALAR.format('1.0')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"mul\"}}\nreturn %y", f"{X}\nreturn %x"),
     "x + -0.0 is x": (f"{X}\n{SCALAR.format('-0.0')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"add\"}}\nreturn %y", f"{X}\nreturn %x"),
@@ -278,6 +281,57 @@ CASES = {
         }
         return %y""",
     ),
+    "a stack that nobody reads is not written": (
+        """symbols t in 0..
+        inputs %x: f32[4]
+        %n: i64[] = constant {value = (3,)}
+        %yes: bool[] = constant {value = (true,)}
+        %y: f32[4], %s: f32[3, 4] = loop(%n, %yes, %x) {@SCAN, scans = 1, scan_extent = 3}
+        region "body" {
+          inputs %i: i64[], %a: f32[4]
+          %go: bool[] = constant {value = (true,)}
+          %b: f32[4] = map(%a) {fn = "neg"}
+          %e: f32[4] = map(%a) {fn = "abs"}
+          return %go, %b, %e
+        }
+        return %y""",
+        """symbols t in 0..
+        inputs %x: f32[4]
+        %n: i64[] = constant {value = (3,)}
+        %yes: bool[] = constant {value = (true,)}
+        %y: f32[4] = loop(%n, %yes, %x) {@SCAN, scans = 0, scan_extent = 3}
+        region "body" {
+          inputs %i: i64[], %a: f32[4]
+          %go: bool[] = constant {value = (true,)}
+          %b: f32[4] = map(%a) {fn = "neg"}
+          return %go, %b
+        }
+        return %y""",
+    ),
+    "a carried value that stays is a capture": (
+        """symbols t in 0..
+        inputs %n: i64[], %x: f32[4], %w: f32[4]
+        %yes: bool[] = constant {value = (true,)}
+        %v: f32[4], %y: f32[4] = loop(%n, %yes, %w, %x) {@TWO}
+        region "body" {
+          inputs %i: i64[], %k: f32[4], %a: f32[4]
+          %go: bool[] = constant {value = (true,)}
+          %b: f32[4] = map(%a, %k) {fn = "add"}
+          return %go, %k, %b
+        }
+        return %y, %v""",
+        """symbols t in 0..
+        inputs %n: i64[], %x: f32[4], %w: f32[4]
+        %yes: bool[] = constant {value = (true,)}
+        %y: f32[4] = loop(%n, %yes, %x, %w) {@LOOP}
+        region "body" {
+          inputs %i: i64[], %a: f32[4], %k: f32[4]
+          %go: bool[] = constant {value = (true,)}
+          %b: f32[4] = map(%a, %k) {fn = "add"}
+          return %go, %b
+        }
+        return %y, %w""",
+    ),
 }
 
 
@@ -288,5 +342,5 @@ def test_rule(sentence: str) -> None:
 
 def _spelled_out(text: str) -> str:
     """The case with its abbreviations expanded and the range of n declared."""
-    text = text.replace("@CONV", CONV).replace("@LOOP", LOOP)
+    text = text.replace("@CONV", CONV).replace("@LOOP", LOOP).replace("@TWO", TWO).replace("@SCAN", SCAN)
     return f"symbols n in 0..\n{text}" if "[n" in text.split("\n")[0] else text
