@@ -80,7 +80,7 @@ def _combiner(ctx: OpContext) -> str:
 def import_scatter_elements(ctx: OpContext) -> Item:
     """A copy of the data with elements replaced, or combined, along an axis."""
     x, b = ctx.input(0), ctx.builder
-    axis = ctx.axis(ctx.attr("axis"), x.rank)
+    axis = ctx.axis(ctx.attr("axis", 0), x.rank)
     indices = wrapped(ctx, ctx.input(1), x.shape[axis])
     return b.emit("scatter_elements", x, indices, ctx.input(2), axis=axis, combiner=_combiner(ctx))
 

@@ -20,7 +20,7 @@ from tcompile.ir.graph import Graph, Node, Value
 from tcompile.ir.onnx_builder import ImportBuilder
 from tcompile.ir.onnx_context import HostConstant, Item, OpContext, OptionalValue, Region, SequenceValue
 from tcompile.ir.onnx_model import ModelLike, load_model
-from tcompile.ir.onnx_registry import onnx_op
+from tcompile.ir.onnx_registry import load_families, onnx_op
 from tcompile.ir.onnx_scope import FAILED, ModelState, Problem, Scope, element_type, opset_table
 
 __all__ = [
@@ -56,6 +56,7 @@ def _report(problems: Sequence[Problem]) -> str:
 
 
 def _import(model: ModelLike, shapes: Shapes | None) -> tuple[Graph | None, ModelState]:
+    load_families()
     proto, folder = load_model(model)
     opsets = opset_table(proto.opset_import)
     _check_opsets(opsets)

@@ -158,28 +158,28 @@ def import_mean_variance(ctx: OpContext) -> Item:
 # Normalisation over trailing axes ---------------------------------------------------------------------
 
 
-@onnx_op("LayerNormalization", since=17)
+@onnx_op("LayerNormalization")  # ONNX Runtime writes it into older opsets, too
 def import_layer_normalization(ctx: OpContext) -> tuple[Item, ...]:
     """(x - mean) / sqrt(variance + epsilon) * scale + bias over the axes from ``axis`` on; also the mean and 1 / deviation."""
     x = Term(ctx.builder, ctx.input(0))
-    axes = StaticAxes(tuple(range(ctx.axis(ctx.attr("axis"), x.rank), x.rank)))
+    axes = StaticAxes(tuple(range(ctx.axis(ctx.attr("axis", -1), x.rank), x.rank)))
     wide = x.convert(_stash(ctx, x))
     mean = _mean(wide, axes)
     centred = wide - mean
-    scale = (_mean(centred * centred, axes) + ctx.attr("epsilon")).map("sqrt").map("recip")
+    scale = (_mean(centred * centred, axes) + ctx.attr("epsilon", 1e-5)).map("sqrt").map("recip")
     y = (centred * scale).convert(x.dtype) * ctx.input(1)
     if ctx.has(2):
         y = y + ctx.input(2)
     return y.value, mean.value, scale.value
 
 
-@onnx_op("RMSNormalization", since=23)
+@onnx_op("RMSNormalization")
 def import_rms_normalization(ctx: OpContext) -> Item:
     """x / sqrt(mean(x^2) + epsilon) * scale over the axes from ``axis`` on."""
     x = Term(ctx.builder, ctx.input(0))
-    axes = StaticAxes(tuple(range(ctx.axis(ctx.attr("axis"), x.rank), x.rank)))
+    axes = StaticAxes(tuple(range(ctx.axis(ctx.attr("axis", -1), x.rank), x.rank)))
     wide = x.convert(_stash(ctx, x))
-    scale = (_mean(wide * wide, axes) + ctx.attr("epsilon")).map("sqrt").map("recip")
+    scale = (_mean(wide * wide, axes) + ctx.attr("epsilon", 1e-5)).map("sqrt").map("recip")
     scaled = (wide * scale).convert(x.dtype)
     return (scaled * Term(ctx.builder, ctx.input(1)).convert(x.dtype)).value
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.checker
+import onnx.shape_inference
 from onnx import AttributeProto, helper
 
 from tcompile.errors import Error, InvalidModelError, UnsupportedError
@@ -180,10 +182,22 @@ class Scope:
             self.note(node, label, inputs, error)
         except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             # a malformed node that the schema check let through must not end the import of the others
-            self.note(node, label, inputs, error)
+            self.note(node, label, inputs, self._specified_error(node, inputs) or error)
         finally:
             self.builder.source = outer
         self._define_outputs(node, label, inputs, items)
+
+    def _specified_error(self, node: onnx.NodeProto, inputs: Sequence[Any]) -> InvalidModelError | None:
+        """What ONNX's own inference says against a node on which a handler failed."""
+        schema = self.schema_of(node)
+        if schema is None or any(item is not None and not isinstance(item, Value) for item in inputs):
+            return None
+        types = {name: _type_proto(item) for name, item in zip(node.input, inputs, strict=False) if name}
+        try:
+            onnx.shape_inference.infer_node_outputs(schema, self._resolved(node), types)
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError, TypeError) as error:
+            return InvalidModelError(str(error).strip())
+        return None
 
     def _checked_outputs(self, node: onnx.NodeProto, inputs: list[Any], label: str) -> Sequence[Any]:
         check_node(node, self.schema_of(node), self.attributes_of(node))
