@@ -351,7 +351,7 @@ class Statements(Expressions):
         following = self.fn.value(f"add nuw nsw i64 {place.name}, {step}")
         more = self.fn.value(f"icmp slt i64 {following}, {last.name}")
         exit_block = self.fn.block()
-        self.fn.effect(f"br i1 {more}, label %{header.label}, label %{exit_block.label}")
+        self.fn.effect(f"br i1 {more}, label %{header.label}, label %{exit_block.label}{_turns(first, last, step)}")
         header.lines[0] = f"{place.name} = phi i64 [ {first.name}, %{preheader.label} ], [ {following}, %{latch.label} ]"
         self._close_phis(phis, header, preheader, latch)
         self.fn.pop()
@@ -478,3 +478,15 @@ def _roots(stmt: Stmt) -> tuple:
         case Check(cond=cond) | If(cond=cond) | While(cond=cond):
             return (cond,)
     return ()
+
+
+def _turns(first: Value, last: Value, step: int) -> str:
+    """The branch weights of a loop with known bounds.
+
+    Registers go to the loop that LLVM thinks runs most: without weights, the deepest one, which would spill a
+    micro-kernel's accumulators for the constants of its epilogue.
+    """
+    if not (first.literal and last.literal):
+        return ""
+    turns = -(-(int(last.name) - int(first.name)) // step)
+    return f', !prof !{{!"branch_weights", i32 {min(max(turns - 1, 1), 1 << 30)}, i32 1}}'
