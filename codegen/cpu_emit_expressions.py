@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from tcompile.codegen import cpu_emit_index as index
 from tcompile.codegen import cpu_emit_lanes as ops
+from tcompile.codegen import cpu_emit_spread as spread
 from tcompile.codegen.cpu_emit_casts import Casts
 from tcompile.codegen.cpu_emit_function import Function
 from tcompile.codegen.cpu_emit_index import Names
@@ -15,11 +16,12 @@ from tcompile.codegen.cpu_emit_registers import Registers
 from tcompile.codegen.cpu_emit_values import Value, is_narrow, literal, register_type
 from tcompile.errors import InvalidModelError, UnsupportedError
 from tcompile.ir import dims
-from tcompile.ir.dtypes import F32, DType
+from tcompile.ir.dims import DimLike
+from tcompile.ir.dtypes import F32, I64, DType
 from tcompile.ir.loops import Bitcast, Cast, Const, Expr, Index, Load, Op, Select, Var
 from tcompile.ir.target import Target
 
-_KEPT_NAN_FREE = frozenset({"abs", "neg", "sign"})
+_PREDICATES = {"eq": "eq", "ne": "ne", "lt": "slt", "le": "sle", "gt": "sgt", "ge": "sge"}
 
 
 class Expressions:
@@ -108,10 +110,10 @@ class Expressions:
             return known
         if expr.name not in self.names.values:
             raise InvalidModelError(f"expression: nothing binds the variable {expr.name}")
-        return index.as_value(index.value(self.names, dims.symbol(expr.name)))
+        return spread.value(self.names, dims.symbol(expr.name))
 
     def _index(self, expr: Index) -> Value:
-        return index.as_value(index.value(self.names, expr.expr))
+        return spread.value(self.names, expr.expr)
 
     def _load(self, expr: Load) -> Value:
         mask = None if expr.mask is None else self.value(expr.mask)
@@ -135,6 +137,11 @@ class Expressions:
         operand = expr.args[0].dtype
         if is_narrow(operand):
             return self.value(self._expansion(expr, lambda: _widened(expr)))
+        places = _PREDICATES.get(expr.fn) and _index_operands(expr)
+        if places and not index.uniform(self.names, places[0] - places[1]):
+            made = spread.compare(self.names, _PREDICATES[expr.fn], *places)
+            if made is not None:
+                return made
         if has(expr.fn, operand):
             made = OPS[expr.fn](self.casts, operand, *map(self.value, expr.args))
             return made
@@ -176,10 +183,11 @@ class Expressions:
         if not buffer.lanes:
             return (*key, self._constant(buffer, last)), None
         if not index.uniform(self.names, last):
-            first, terms = index.first_lane(self.names, last)
-            if terms or first % buffer.lanes or index.lane_step(self.names, last) != 1:
+            found = spread.spread(self.names, last)
+            one = found and spread.joined(self.fn, found)
+            if not one or found.scalars or found.constant % buffer.lanes or one.numbers != tuple(range(found.lanes)):
                 raise InvalidModelError(f"register buffer {buffer.name}: expected whole vectors of {buffer.lanes}, got the index {last}")
-            return (*key, first // buffer.lanes), None
+            return (*key, found.constant // buffer.lanes), None
         vector_number, lane = divmod(self._constant(buffer, last), buffer.lanes)
         return (*key, vector_number), lane
 
@@ -244,6 +252,12 @@ class Expressions:
         text = f"shufflevector <{old.lanes} x {kind}> {wide.name}, <{old.lanes} x {kind}> {old.name}, "
         text += f"<{old.lanes} x i32> <{', '.join('i32 ' + place for place in keep.split(', '))}>"
         return Value(self.fn.pure(text, depth), depth, old.lanes)
+
+
+def _index_operands(expr: Op) -> tuple[DimLike, DimLike] | None:
+    """The two sides of a comparison of index expressions."""
+    sides = [arg.expr if isinstance(arg, Index) else int(arg.value) if isinstance(arg, Const) else None for arg in expr.args]
+    return None if expr.args[0].dtype != I64 or None in sides else tuple(sides)
 
 
 def storage_type(dtype: DType) -> str:

@@ -15,15 +15,16 @@ from tcompile.codegen.cpu_emit_function import Function
 from tcompile.codegen.cpu_emit_values import Value
 from tcompile.errors import InvalidModelError
 from tcompile.ir import dims
-from tcompile.ir.dims import Atom, Call, Dim, DimLike, Range, Symbol
+from tcompile.ir.dims import Atom, Call, DimLike, Range, Symbol
 
 
 @dataclass
 class Lane:
-    """The variable of a vector loop: ``start`` + 0 .. lanes-1. ``start`` is an int or an i64 scalar."""
+    """The variable of a vector loop: ``start`` + 0 .. lanes-1. ``start`` is an int or an i64 scalar that ``step`` divides."""
 
     start: int | Value
     lanes: int
+    step: int = 1
 
 
 @dataclass
@@ -40,7 +41,7 @@ def value(names: Names, expr: DimLike) -> int | Value:
     if isinstance(expr, int):
         return expr
     constant, terms = _terms(names, expr)
-    return _sum(names.fn, constant, terms)
+    return total(names.fn, constant, terms)
 
 
 def as_value(number: int | Value) -> Value:
@@ -50,34 +51,19 @@ def as_value(number: int | Value) -> Value:
 
 def uniform(names: Names, expr: DimLike) -> bool:
     """Whether an index expression is the same on all lanes."""
-    return all(not _varies(names.values.get(name)) for name in dims.symbols(expr))
+    return all(not varies(names.values.get(name)) for name in dims.symbols(expr))
 
 
-def lane_step(names: Names, expr: DimLike) -> int | None:
-    """The constant that an expression grows by from lane to lane; None where that is no constant."""
-    step = 0
-    for name in dims.symbols(expr):
-        known = names.values.get(name)
-        if isinstance(known, Value) and known.lanes:
-            return None
-        if isinstance(known, Lane):
-            parts = dims.linear(expr, name)
-            if parts is None or not isinstance(parts[0], int):
-                return None
-            step = parts[0]
-    return step
-
-
-def first_lane(names: Names, expr: DimLike) -> tuple[int, list[tuple[int, Value]]]:
-    """Of an expression with a constant lane step, lane 0: a constant and (factor, scalar) terms."""
-    return _terms(names, expr, first=True)
+def scalars(names: Names, expr: DimLike) -> tuple[int, list[tuple[int, Value]]]:
+    """An expression that is the same on all lanes, as a constant and (factor, scalar) terms."""
+    return _terms(names, expr)
 
 
 def pointer(names: Names, base: Value, scalar: str, constant: int, terms: list[tuple[int, Value]]) -> Value:
     """base + (constant + terms) elements, the terms of outer loops added first and the constant last."""
     fn, place = names.fn, base
     for depth in sorted({term.depth for _, term in terms}):
-        offset = _sum(fn, 0, [(factor, term) for factor, term in terms if term.depth == depth])
+        offset = total(fn, 0, [(factor, term) for factor, term in terms if term.depth == depth])
         place = _step(fn, place, scalar, as_value(offset))
     return _step(fn, place, scalar, Value(str(constant))) if constant else place
 
@@ -87,18 +73,19 @@ def _step(fn: Function, place: Value, scalar: str, offset: Value) -> Value:
     return Value(fn.pure(f"getelementptr {scalar}, ptr {place.name}, i64 {offset.name}", depth), depth)
 
 
-def _varies(known: int | Value | Lane | None) -> bool:
+def varies(known: int | Value | Lane | None) -> bool:
+    """Whether what a symbol stands for differs between lanes."""
     return isinstance(known, Lane) or (isinstance(known, Value) and bool(known.lanes))
 
 
-def _terms(names: Names, expr: DimLike, *, first: bool = False) -> tuple[int, list[tuple[int, Value]]]:
+def _terms(names: Names, expr: DimLike) -> tuple[int, list[tuple[int, Value]]]:
     """An expression as constant + sum of factor * value."""
     if isinstance(expr, int):
         return expr, []
     constant, terms = 0, []
     for monomial, factor in expr.terms:
         product: Value | None = None
-        for atom in _outermost_first(names, monomial, first):
+        for atom in outermost_first(names, monomial):
             if isinstance(atom, int):
                 factor *= atom
             else:
@@ -110,40 +97,36 @@ def _terms(names: Names, expr: DimLike, *, first: bool = False) -> tuple[int, li
     return constant, terms
 
 
-def _outermost_first(names: Names, monomial: tuple[Atom, ...], first: bool) -> list[int | Value]:
-    known = [_atom(names, atom, first) for atom in monomial]
+def outermost_first(names: Names, monomial: tuple[Atom, ...]) -> list[int | Value]:
+    """The values of atoms, ints first, then those known outside of loops."""
+    known = [_atom(names, atom) for atom in monomial]
     return sorted(known, key=lambda atom: (-1, 0) if isinstance(atom, int) else (atom.depth, atom.lanes)) if len(known) > 1 else known
 
 
-def _sum(fn: Function, constant: int, terms: list[tuple[int, Value]]) -> int | Value:
-    total: Value | None = None
+def total(fn: Function, constant: int, terms: list[tuple[int, Value]]) -> int | Value:
+    """constant + sum of factor * value, added from the outermost loop inwards."""
+    result: Value | None = None
     for factor, term in sorted(terms, key=lambda item: (item[1].depth, item[1].lanes)):
         scaled = term if factor == 1 else ops.binary(fn, "mul", "i64", term, Value(str(factor)))
-        total = scaled if total is None else ops.binary(fn, "add", "i64", total, scaled)
-    if total is None:
+        result = scaled if result is None else ops.binary(fn, "add", "i64", result, scaled)
+    if result is None:
         return constant
-    return ops.binary(fn, "add", "i64", total, Value(str(constant))) if constant else total
+    return ops.binary(fn, "add", "i64", result, Value(str(constant))) if constant else result
 
 
-def _atom(names: Names, atom: Atom, first: bool = False) -> int | Value:
+def _atom(names: Names, atom: Atom) -> int | Value:
     if isinstance(atom, Symbol):
         known = names.values.get(atom.name)
         if known is None:
             raise InvalidModelError(f"index expression: nothing binds the symbol {atom.name}")
         if isinstance(known, Lane):
-            return known.start if first else _lanes(names.fn, known)
+            return _lanes(names.fn, known)
         return known
-    args = [value(names, _at_first(names, arg) if first else arg) for arg in atom.args]
+    args = [value(names, arg) for arg in atom.args]
     if all(isinstance(arg, int) for arg in args):
         a, b = args
         return 0 if atom.fn in ("floordiv", "mod") and b == 0 else _FOLD[atom.fn](a, b)
     return _CALLS[atom.fn](names, atom, *map(as_value, args))
-
-
-def _at_first(names: Names, expr: DimLike) -> DimLike:
-    if not uniform(names, expr):
-        raise InvalidModelError(f"index expression {expr}: expected it to be linear in the lane variable")
-    return expr
 
 
 def _lanes(fn: Function, lane: Lane) -> Value:
@@ -162,37 +145,38 @@ _FOLD = {
 
 
 def _floordiv(names: Names, atom: Call, a: Value, b: Value) -> Value:
-    quotient, rest, zero = _division(names, atom, a, b)
-    if rest is not None:  # q - (r != 0 and signs differ), by the sign of r ^ b
-        fn = names.fn
-        down = ops.binary(fn, "and", "i1", *_inexact(fn, rest, b))
-        quotient = ops.binary(fn, "add", "i64", quotient, ops.convert(fn, "sext", "i1", "i64", down))
-    return _unless(names.fn, zero, quotient)
+    divisor, zero = _divisor(names, atom, b)
+    return _unless(names.fn, zero, quotient(names.fn, a, divisor, _never_negative(names, atom)))
 
 
 def _mod(names: Names, atom: Call, a: Value, b: Value) -> Value:
-    fn = names.fn
     divisor, zero = _divisor(names, atom, b)
-    if dims.nonnegative(atom.args[0], names.ranges) and dims.nonnegative(atom.args[1], names.ranges):
-        return _unless(fn, zero, ops.binary(fn, "urem", "i64", a, divisor))
-    if divisor.literal and _power_of_two(divisor):
-        return ops.binary(fn, "and", "i64", a, Value(str(int(divisor.name) - 1)))
-    rest = ops.binary(fn, "srem", "i64", a, divisor)
-    up = ops.binary(fn, "and", "i1", *_inexact(fn, rest, divisor))
-    moved = ops.binary(fn, "add", "i64", rest, divisor)
-    return _unless(fn, zero, ops.select(fn, up, "i64", moved, rest))
+    return _unless(names.fn, zero, remainder(names.fn, a, divisor, _never_negative(names, atom)))
 
 
-def _division(names: Names, atom: Call, a: Value, b: Value) -> tuple[Value, Value | None, Value | None]:
-    """(quotient, remainder where it must be corrected, whether b is 0 where it may be)."""
-    fn = names.fn
-    divisor, zero = _divisor(names, atom, b)
-    if dims.nonnegative(atom.args[0], names.ranges) and dims.nonnegative(atom.args[1], names.ranges):
-        return ops.binary(fn, "udiv", "i64", a, divisor), None, zero
-    if divisor.literal and _power_of_two(divisor):
-        shift = int(divisor.name).bit_length() - 1
-        return ops.binary(fn, "ashr", "i64", a, Value(str(shift))), None, zero
-    return ops.binary(fn, "sdiv", "i64", a, divisor), ops.binary(fn, "srem", "i64", a, divisor), zero
+def _never_negative(names: Names, atom: Call) -> bool:
+    return all(dims.nonnegative(arg, names.ranges) for arg in atom.args)
+
+
+def quotient(fn: Function, a: Value, b: Value, nonnegative: bool) -> Value:
+    """a // b of i64 values, rounded down; b is not 0."""
+    if nonnegative:
+        return ops.binary(fn, "udiv", "i64", a, b)
+    if b.literal and _power_of_two(b):
+        return ops.binary(fn, "ashr", "i64", a, Value(str(int(b.name).bit_length() - 1)))
+    down = ops.binary(fn, "and", "i1", *_inexact(fn, ops.binary(fn, "srem", "i64", a, b), b))
+    return ops.binary(fn, "add", "i64", ops.binary(fn, "sdiv", "i64", a, b), ops.convert(fn, "sext", "i1", "i64", down))
+
+
+def remainder(fn: Function, a: Value, b: Value, nonnegative: bool) -> Value:
+    """a % b of i64 values, with the sign of b; b is not 0."""
+    if nonnegative:
+        return ops.binary(fn, "urem", "i64", a, b)
+    if b.literal and _power_of_two(b):
+        return ops.binary(fn, "and", "i64", a, Value(str(int(b.name) - 1)))
+    rest = ops.binary(fn, "srem", "i64", a, b)
+    up = ops.binary(fn, "and", "i1", *_inexact(fn, rest, b))
+    return ops.select(fn, up, "i64", ops.binary(fn, "add", "i64", rest, b), rest)
 
 
 def _divisor(names: Names, atom: Call, b: Value) -> tuple[Value, Value | None]:
@@ -211,6 +195,7 @@ def _unless(fn: Function, zero: Value | None, result: Value) -> Value:
 
 
 def _inexact(fn: Function, rest: Value, b: Value) -> tuple[Value, Value]:
+    """Whether a remainder is not 0, and whether its sign is not the divisor's."""
     signs = ops.binary(fn, "xor", "i64", rest, b)
     return ops.binary(fn, "icmp ne", "i64", rest, Value("0")), ops.binary(fn, "icmp slt", "i64", signs, Value("0"))
 
@@ -232,4 +217,3 @@ _CALLS = {
     "max": lambda names, atom, a, b: ops.call(names.fn, "smax", "i64", a, b),
     "bcast": _bcast,
 }
-__all__ = ["Dim", "Lane", "Names", "as_value", "first_lane", "lane_step", "pointer", "uniform", "value"]

@@ -1,8 +1,9 @@
 """Loads and stores of memory buffers: contiguous vectors, one element for all lanes, gathers and scatters, masks.
 
-    index steps by 1 a lane  ->  one vector load, alignment of the element
-    same index on all lanes  ->  scalar load, splatted where used
-    anything else            ->  gather or scatter over pointers (LLVM takes it apart where there is no instruction)
+    index steps by 1 a lane       ->  one vector load, alignment of the element
+    same index on all lanes       ->  scalar load, splatted where used
+    small constant steps (loads)  ->  vector loads and shuffles
+    anything else                 ->  gather or scatter over pointers (LLVM takes it apart where there is no instruction)
 
 A masked access without an instruction for it selects addresses: lanes that are off read a constant zero, or
 write a sink, so that no branch is needed and nothing outside the buffer is touched.
@@ -14,14 +15,17 @@ from dataclasses import dataclass
 
 from tcompile.codegen import cpu_emit_index as index
 from tcompile.codegen import cpu_emit_lanes as ops
+from tcompile.codegen import cpu_emit_spread as spread
 from tcompile.codegen.cpu_emit_casts import Casts
 from tcompile.codegen.cpu_emit_function import Function
 from tcompile.codegen.cpu_emit_index import Names
-from tcompile.codegen.cpu_emit_values import Value, is_narrow, memory_type, register_type, suffix, vector
+from tcompile.codegen.cpu_emit_spread import Spread
+from tcompile.codegen.cpu_emit_values import Value, is_narrow, memory_type, suffix, vector
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.dtypes import DType
 from tcompile.ir.target import Target
 
+_NEAR = 4  # vectors that a load of scattered constants distances may span
 ZEROS = "@tc.zeros"  # sixteen zero bytes: what a masked-off lane reads
 
 
@@ -34,6 +38,15 @@ class Buffer:
     shape: Shape
     base: Value
     group: str
+
+
+@dataclass(frozen=True)
+class Access:
+    """Elements at ``pointer`` + numbers: None is the same for all lanes; constants start with 0. ``width``: i32 or i64 numbers."""
+
+    pointer: Value
+    numbers: spread.Numbers | None = None
+    width: str = "i32"
 
 
 class Memory:
@@ -62,30 +75,41 @@ class Memory:
             known = self._flat[key] = (indices, position)
         return known[1]
 
-    def _pointer(self, buffer: Buffer, flat: DimLike) -> Value:
-        """The address of lane 0."""
-        return index.pointer(self.names, buffer.base, memory_type(buffer.dtype), *index.first_lane(self.names, flat))
+    def _access(self, buffer: Buffer, indices: Shape) -> Access:
+        """Where the elements of the lanes lie."""
+        flat, kind, fn = self.flat(buffer, indices), memory_type(buffer.dtype), self.fn
+        if index.uniform(self.names, flat):
+            return Access(index.pointer(self.names, buffer.base, kind, *index.scalars(self.names, flat)))
+        found = spread.spread(self.names, flat)
+        if found is None:
+            return Access(buffer.base, index.as_value(index.value(self.names, flat)), "i64")
+        one = spread.joined(fn, found)
+        constant, numbers = found.constant, one and one.numbers
+        if isinstance(numbers, tuple):
+            constant, numbers = constant + numbers[0], tuple(number - numbers[0] for number in numbers)
+        pointer = index.pointer(self.names, buffer.base, kind, constant, found.terms)
+        if numbers is None:
+            return Access(pointer, spread.vector(fn, Spread(found.lanes, offsets=found.offsets)), "i64")
+        return Access(pointer, numbers if not isinstance(numbers, tuple) or any(numbers) else None)
 
-    def _pointers(self, buffer: Buffer, flat: DimLike, lanes: int) -> Value:
+    def _pointers(self, access: Access, kind: str, lanes: int) -> Value:
         """The addresses of all lanes."""
-        kind, step = memory_type(buffer.dtype), index.lane_step(self.names, flat)
-        if step is not None:
-            base, offsets = self._pointer(buffer, flat), ops.iota(lanes, step=step)
-        else:
-            base, offsets = buffer.base, index.as_value(index.value(self.names, flat))
-        depth = max(base.depth, offsets.depth)
-        text = f"getelementptr {kind}, ptr {base.name}, {vector('i64', offsets.lanes)} {offsets.name}"
-        return Value(self.fn.pure(text, depth), depth, offsets.lanes)
+        if access.numbers is None:
+            return ops.widened(self.fn, access.pointer, "ptr", lanes)
+        offsets = spread.as_vector(access.numbers)
+        depth = max(access.pointer.depth, offsets.depth)
+        text = f"getelementptr {kind}, ptr {access.pointer.name}, <{lanes} x {access.width}> {offsets.name}"
+        return Value(self.fn.pure(text, depth), depth, lanes)
 
     # Loads ---------------------------------------------------------------------------------------------------
 
     def load(self, buffer: Buffer, indices: Shape, mask: Value | None, active: Value | None, lanes: int) -> Value:
         """The element at ``indices``; 0 where ``mask`` is false. ``active``: the lanes that run at all."""
-        flat = self.flat(buffer, indices)
-        if index.uniform(self.names, flat) and (mask is None or not mask.lanes):
-            raw = self._scalar(buffer, self._pointer(buffer, flat), mask)
+        access = self._access(buffer, indices)
+        if access.numbers is None and (mask is None or not mask.lanes):
+            raw = self._scalar(buffer, access.pointer, mask)
         else:
-            raw = self._lanes(buffer, flat, self._both(mask, active), lanes)
+            raw = self._lanes(buffer, access, self._both(mask, active), lanes)
         return self._from_memory(raw, buffer.dtype)
 
     def _load(self, buffer: Buffer, text: str, depth: int, lanes: int) -> Value:
@@ -97,27 +121,62 @@ class Memory:
             pointer = ops.select(self.fn, mask, "ptr", pointer, self._zeros())
         return self._load(buffer, f"load {memory_type(buffer.dtype)}, ptr {pointer.name}, align {buffer.dtype.bytes}", pointer.depth, 0)
 
-    def _lanes(self, buffer: Buffer, flat: DimLike, mask: Value | None, lanes: int) -> Value:
+    def _lanes(self, buffer: Buffer, access: Access, mask: Value | None, lanes: int) -> Value:
+        if mask is None:
+            return self._near(buffer, access, lanes) or self._gather(buffer, access, None, lanes)
+        if access.numbers == tuple(range(lanes)) and self._maskable(buffer.dtype):
+            kind, align = memory_type(buffer.dtype), buffer.dtype.bytes
+            wide = vector(kind, lanes)
+            text = (
+                f"call {wide} @llvm.masked.load.{suffix(kind, lanes)}.p0(ptr align {align} {access.pointer.name}, "
+                f"<{lanes} x i1> {self._mask(mask, lanes)}, {wide} zeroinitializer)"
+            )
+            return self._load(buffer, text, max(access.pointer.depth, mask.depth), lanes)
+        return self._gather(buffer, access, mask, lanes)
+
+    def _near(self, buffer: Buffer, access: Access, lanes: int) -> Value | None:
+        """Elements at constant distances by whole vectors that reach from the first to the last of them, and shuffles."""
+        numbers = access.numbers
+        if not isinstance(numbers, tuple):
+            return None
+        low, span = min(numbers), max(numbers) - min(numbers) + 1
+        if span < lanes or span > _NEAR * lanes:
+            return None
+        # the last vector ends with the last element: nothing beyond what the lanes themselves touch is read
+        starts = [*range(low, low + span - lanes, lanes), low + span - lanes]
+        result: Value | None = None
+        filled: set[int] = set()
+        for start in starts:
+            part = self._whole(buffer, access.pointer, start, lanes)
+            mine = {k for k, number in enumerate(numbers) if start <= number < start + lanes} - filled
+            places = [numbers[k] - start if k in mine else None for k in range(lanes)]
+            result = self._blend(part, result, places, memory_type(buffer.dtype), lanes)
+            filled |= mine
+        return result
+
+    def _whole(self, buffer: Buffer, pointer: Value, start: int, lanes: int) -> Value:
+        kind = memory_type(buffer.dtype)
+        if start:
+            pointer = Value(self.fn.pure(f"getelementptr {kind}, ptr {pointer.name}, i64 {start}", pointer.depth), pointer.depth)
+        return self._load(buffer, f"load {vector(kind, lanes)}, ptr {pointer.name}, align {buffer.dtype.bytes}", pointer.depth, lanes)
+
+    def _blend(self, part: Value, before: Value | None, places: list[int | None], kind: str, lanes: int) -> Value:
+        """Lane k: part[places[k]], or what it was before."""
+        if places == list(range(lanes)):
+            return part
+        if before is None:
+            return ops.shuffle(self.fn, part, part, kind, [place or 0 for place in places])
+        return ops.shuffle(self.fn, part, before, kind, [lanes + k if place is None else place for k, place in enumerate(places)])
+
+    def _gather(self, buffer: Buffer, access: Access, mask: Value | None, lanes: int) -> Value:
         kind, align = memory_type(buffer.dtype), buffer.dtype.bytes
-        wide = vector(kind, lanes)
-        if index.lane_step(self.names, flat) == 1:
-            if mask is None:
-                pointer = self._pointer(buffer, flat)
-                return self._load(buffer, f"load {wide}, ptr {pointer.name}, align {align}", pointer.depth, lanes)
-            if self._maskable(buffer.dtype):
-                pointer = self._pointer(buffer, flat)
-                text = (
-                    f"call {wide} @llvm.masked.load.{suffix(kind, lanes)}.p0(ptr align {align} {pointer.name}, "
-                    f"<{lanes} x i1> {self._mask(mask, lanes)}, {wide} zeroinitializer)"
-                )
-                return self._load(buffer, text, max(pointer.depth, mask.depth), lanes)
-        pointers = self._pointers(buffer, flat, lanes)
+        pointers = self._pointers(access, kind, lanes)
         if mask is not None:
             pointers = ops.select(self.fn, mask, "ptr", pointers, self._zeros())
-        on = "splat (i1 true)"
+        wide = vector(kind, lanes)
         text = (
             f"call {wide} @llvm.masked.gather.{suffix(kind, lanes)}.v{lanes}p0(<{lanes} x ptr> align {align} "
-            f"{ops.splat(self.fn, pointers, 'ptr', lanes)}, <{lanes} x i1> {on}, {wide} poison)"
+            f"{pointers.name}, <{lanes} x i1> splat (i1 true), {wide} poison)"
         )
         return self._load(buffer, text, pointers.depth, lanes)
 
@@ -132,12 +191,12 @@ class Memory:
 
     def store(self, buffer: Buffer, indices: Shape, value: Value, mask: Value | None, active: Value | None, lanes: int) -> None:
         """Writes a value where ``mask`` holds."""
-        flat = self.flat(buffer, indices)
+        access = self._access(buffer, indices)
         raw = self._to_memory(value, buffer.dtype)
-        if index.uniform(self.names, flat) and not raw.lanes and (mask is None or not mask.lanes):
-            self._store_scalar(buffer, self._pointer(buffer, flat), raw, mask)
+        if access.numbers is None and not raw.lanes and (mask is None or not mask.lanes):
+            self._store_scalar(buffer, access.pointer, raw, mask)
         else:
-            self._store_lanes(buffer, flat, raw, self._both(mask, active), lanes)
+            self._store_lanes(buffer, access, raw, self._both(mask, active), lanes)
         self.touch(buffer.group)
 
     def touch(self, group: str) -> None:
@@ -149,26 +208,25 @@ class Memory:
             pointer = ops.select(self.fn, mask, "ptr", pointer, self._sink_slot())
         self.fn.effect(f"store {memory_type(buffer.dtype)} {raw.name}, ptr {pointer.name}, align {buffer.dtype.bytes}")
 
-    def _store_lanes(self, buffer: Buffer, flat: DimLike, raw: Value, mask: Value | None, lanes: int) -> None:
+    def _store_lanes(self, buffer: Buffer, access: Access, raw: Value, mask: Value | None, lanes: int) -> None:
         kind, align = memory_type(buffer.dtype), buffer.dtype.bytes
         data = f"{vector(kind, lanes)} {ops.splat(self.fn, raw, kind, lanes)}"
-        if index.lane_step(self.names, flat) == 1:
+        if access.numbers == tuple(range(lanes)):
             if mask is None:
-                self.fn.effect(f"store {data}, ptr {self._pointer(buffer, flat).name}, align {align}")
+                self.fn.effect(f"store {data}, ptr {access.pointer.name}, align {align}")
                 return
             if self._maskable(buffer.dtype):
-                pointer = self._pointer(buffer, flat)
                 self.fn.effect(
-                    f"call void @llvm.masked.store.{suffix(kind, lanes)}.p0({data}, ptr align {align} {pointer.name}, "
+                    f"call void @llvm.masked.store.{suffix(kind, lanes)}.p0({data}, ptr align {align} {access.pointer.name}, "
                     f"<{lanes} x i1> {self._mask(mask, lanes)})"
                 )
                 return
-        pointers = self._pointers(buffer, flat, lanes)
+        pointers = self._pointers(access, kind, lanes)
         if mask is not None:
             pointers = ops.select(self.fn, mask, "ptr", pointers, self._sink_slot())
         self.fn.effect(
             f"call void @llvm.masked.scatter.{suffix(kind, lanes)}.v{lanes}p0({data}, <{lanes} x ptr> align {align} "
-            f"{ops.splat(self.fn, pointers, 'ptr', lanes)}, <{lanes} x i1> splat (i1 true))"
+            f"{pointers.name}, <{lanes} x i1> splat (i1 true))"
         )
 
     def _to_memory(self, value: Value, dtype: DType) -> Value:
@@ -201,6 +259,3 @@ class Memory:
         if self._sink is None:
             self._sink = Value(self.fn.alloca("[16 x i8]", 16))
         return self._sink
-
-
-__all__ = ["ZEROS", "Buffer", "Memory", "register_type"]

@@ -239,7 +239,7 @@ class Statements(Expressions):
 
     def _with_lanes(self, loop: For, start: int | Value, lanes: int, active: Value | None = None) -> None:
         self.lanes, self.active = lanes, active
-        self._body(loop, Lane(start, lanes))
+        self._body(loop, Lane(start, lanes, loop.width))
         self.lanes, self.active = 0, None
 
     def _constant_lanes(self, loop: For, extent: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from tcompile.codegen import cpu_llvm
 from tcompile.errors import InvalidModelError
-from tcompile.ir.dims import floordiv, mod, symbol
+from tcompile.ir.dims import floordiv, maximum, minimum, mod, symbol
 from tcompile.ir.dtypes import BOOL, F32, F64, I8, I32, I64, U8
 from tcompile.ir.loops import (
     Access,
@@ -98,6 +98,43 @@ def test_indices_that_are_not_linear_in_the_lane():
         "k", (Param("x", F32, (m, n)), out((70,))), ("m", "n"), (For("i", 70, (Store("y", (i,), x_at(*dividing)),), VECTOR, 16),)
     )
     compare(symbolic, [floats(10, 7), zeros(70)], [10, 7])
+
+
+def random_index(rng: np.random.Generator, depth: int):
+    """An index expression over the lane variable i, the outer variable j and the dim n."""
+    if depth == 0:
+        return [i, i, j, n, int(rng.integers(-20, 20))][rng.integers(5)]
+    a, b = random_index(rng, depth - 1), random_index(rng, depth - 1)
+    c = int(rng.choice([1, 2, 3, 5, 6, 8, 16, 17, 40]))
+    choices = [lambda: a + b, lambda: a * int(rng.integers(-3, 4)) + b, lambda: floordiv(a, c), lambda: mod(a, c), lambda: minimum(a, b)]
+    choices += [lambda: maximum(a, b), lambda: floordiv(a, n), lambda: a * n, lambda: mod(a + b, c)]
+    return choices[rng.integers(len(choices))]()
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("width", [1, 8, 16])
+def test_random_index_expressions_on_lanes(seed, width):
+    rng = np.random.default_rng(seed)
+    exprs = [random_index(rng, int(rng.integers(1, 4))) for _ in range(12)]
+    body = [Store("y", (j, i, k), Index(expr)) for k, expr in enumerate(exprs)]
+    names = ("eq", "ne", "lt", "le", "gt", "ge")
+    compared = [Op(names[k % 6], (Index(a), Index(b)), BOOL) for k, (a, b) in enumerate(zip(exprs, exprs[1:], strict=False))]
+    body += [Store("z", (j, i, k), cond) for k, cond in enumerate(compared)]
+    loops = (For("j", 3, (For("i", 45, tuple(body), VECTOR, width),)),)
+    shape = (3, 45, 12)
+    kernel = Kernel("k", (out(shape, I64), out(shape, BOOL, "z")), ("n",), loops)
+    compare(kernel, [zeros(*shape, dtype=np.int64), np.zeros(shape, bool)], [7])
+
+
+@pytest.mark.parametrize("divisor", [3, 8, 16, 32, 48])
+def test_places_that_divide_the_lane(divisor):
+    """Accesses through divisions that wrap within a vector, and through ones that never do."""
+    load_at = Load("x", (mod(i, divisor), floordiv(i, divisor)), F32)
+    store_at = (floordiv(i, divisor), mod(i, divisor))
+    kernel = Kernel(
+        "k", (Param("x", F32, (divisor, 9)), out((9, divisor))), (), (For("i", 9 * divisor, (Store("y", store_at, load_at),), VECTOR, 16),)
+    )
+    compare(kernel, [floats(divisor, 9), zeros(9, divisor)], [])
 
 
 def test_division_of_negative_indices_rounds_down():
