@@ -77,7 +77,7 @@ def light_data(path: Path) -> tuple[list, list]:
     for value in model.graph.input:
         if value.name not in initial:
             shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            inputs.append(np.arange(np.prod(shape), dtype=np.float32).reshape(shape) / np.prod(shape))
+            inputs.append((np.arange(np.prod(shape)).reshape(shape) / np.prod(shape)).astype(np.float32))
     expected = onnx.TensorProto()
     expected.ParseFromString(path.with_name(f"{path.stem}_output_0.pb").read_bytes())
     return inputs, [numpy_helper.to_array(expected)]
