@@ -477,18 +477,23 @@ def _bound(d: DimLike, ranges: Ranges | _Known, *, upper: bool, depth: int = 0) 
 
 
 def _term_bounds(d: Dim, ranges: _Known, upper: bool, depth: int) -> int | None:
-    """Bounds each term: variables with symbolic ends are replaced by an end first, so that i < n cancels n."""
-    if depth < 8:
-        for monomial, factor in d.terms:
-            for atom in monomial:
-                end = _symbolic_end(atom, ranges, (factor > 0) == upper)
-                if end is None or not _others_nonnegative(monomial, atom, ranges):
-                    continue
-                replaced = d - _polynomial([(monomial, factor)])
-                rest = list(monomial)
-                rest.remove(atom)
-                replaced = replaced + _polynomial([(tuple(rest), factor)]) * end
-                return _bound(replaced, ranges, upper=upper, depth=depth + 1)
+    """The better of two bounds: that of each term added up, and what is left when a variable is replaced by its symbolic
+    end first, so that i < n cancels n."""
+    total = _sum_of_bounds(d, ranges, upper)
+    chosen = _replaceable(d, ranges, upper) if depth < 8 else None
+    if chosen is None:
+        return total
+    monomial, factor, atom, end = chosen
+    rest = list(monomial)
+    rest.remove(atom)
+    replaced = d - _polynomial([(monomial, factor)]) + _polynomial([(tuple(rest), factor)]) * end
+    cancelled = _bound(replaced, ranges, upper=upper, depth=depth + 1)
+    if total is None or cancelled is None:
+        return cancelled if total is None else total
+    return min(total, cancelled) if upper else max(total, cancelled)
+
+
+def _sum_of_bounds(d: Dim, ranges: _Known, upper: bool) -> int | None:
     total = 0
     for monomial, factor in d.terms:
         bound = _monomial_bound(monomial, ranges, (factor > 0) == upper)
@@ -496,6 +501,20 @@ def _term_bounds(d: Dim, ranges: _Known, upper: bool, depth: int) -> int | None:
             return None
         total += factor * bound
     return total
+
+
+def _replaceable(d: Dim, ranges: _Known, upper: bool) -> tuple[Monomial, int, Atom, Dim] | None:
+    """A factor that has a symbolic end: no variable that another's end mentions, as inner loops' ends mention outer variables."""
+    found = []
+    for monomial, factor in d.terms:
+        for atom in monomial:
+            end = _symbolic_end(atom, ranges, (factor > 0) == upper)
+            if end is not None and _others_nonnegative(monomial, atom, ranges):
+                found.append((monomial, factor, atom, end))
+    if len(found) < 2:
+        return found[0] if found else None
+    mentioned = frozenset().union(*(symbols(end) for _, _, _, end in found))
+    return next((item for item in found if not isinstance(item[2], Symbol) or item[2].name not in mentioned), found[0])
 
 
 def _symbolic_end(atom: Atom, ranges: Ranges, upper: bool) -> DimLike | None:

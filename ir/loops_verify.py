@@ -82,6 +82,7 @@ class _Scope:
     lanes: frozenset[str] = frozenset()
     vector: str = ""
     fixed: frozenset[str] = frozenset()
+    extents: tuple[DimLike, ...] = ()  # of the loops around
     maybe: bool = False  # under a condition
 
 
@@ -190,7 +191,7 @@ class _Verifier:
         self.need(not vector or loop.width >= 2, f"a vector loop of {loop.width} lanes")
         self.need(not self.scope.vector or unrolled, f"a {loop.kind} loop stands in a vector loop")
         self.fresh(loop.var)
-        with self.nested(maybe=self.scope.maybe or loop.extent == 0):
+        with self.nested(extents=(*self.scope.extents, loop.extent)):
             self.variable(loop.var, I64, Range(0, loop.extent - 1))
             if vector:
                 self.scope.vector, self.scope.lanes = loop.var, frozenset((loop.var,))
@@ -199,9 +200,8 @@ class _Verifier:
             self.block(loop.body)
 
     def let(self, let: Let) -> None:
-        self.variable(let.name, let.value.dtype, Range(-(2**63), 2**63 - 1))
-        if let.value.dtype == I64 and isinstance(let.value, Index) and isinstance(let.value.expr, int):
-            self.scope.ranges[let.name] = Range(let.value.expr, let.value.expr)
+        known = Range(let.value.expr, let.value.expr) if isinstance(let.value, Index) else Range(-(2**63), 2**63 - 1)
+        self.variable(let.name, let.value.dtype, known)
         if self.by_lane(let.value):
             self.scope.lanes |= {let.name}
 
@@ -293,8 +293,7 @@ class _Verifier:
 
     def runs(self) -> bool:
         """Whether every loop around is certain to have an iteration."""
-        loops = (known.hi for name, known in self.scope.ranges.items() if name in self.scope.variables and known.hi is not None)
-        return all(dims.nonnegative(end, self.scope.ranges) for end in loops)
+        return all(dims.nonnegative(extent - 1, self.scope.ranges) for extent in self.scope.extents)
 
     def by_lane(self, expr: Expr) -> bool:
         """Whether a value may differ between the lanes of the vector loop around."""
