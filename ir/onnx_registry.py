@@ -25,6 +25,7 @@ FAMILIES = (
     "onnx_rnn",
     "onnx_quant",
     "onnx_sort",
+    "onnx_attention",
     "onnx_einsum",
     "onnx_sample",
     "onnx_signal",
