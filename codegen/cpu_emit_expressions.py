@@ -256,8 +256,10 @@ class Expressions:
 
 def _index_operands(expr: Op) -> tuple[DimLike, DimLike] | None:
     """The two sides of a comparison of index expressions."""
+    if expr.args[0].dtype != I64:
+        return None
     sides = [arg.expr if isinstance(arg, Index) else int(arg.value) if isinstance(arg, Const) else None for arg in expr.args]
-    return None if expr.args[0].dtype != I64 or None in sides else tuple(sides)
+    return None if None in sides else tuple(sides)
 
 
 def storage_type(dtype: DType) -> str:
