@@ -41,8 +41,9 @@ class Loaded:
         return _ENTRY(self.engine.get_function_address(kernel.name))(ctypes.addressof(args), begin, end, start)
 
 
-def load(*kernels: Kernel, target: Target = NATIVE) -> Loaded:
+def load(*kernels: Kernel, target: Target | None = None) -> Loaded:
     """Kernels compiled into one module and loaded."""
+    target = target or NATIVE
     return Loaded(cpu_llvm.compile_module(cpu_llvm.emit_module(kernels, target), target))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -31,11 +34,26 @@ from tcompile.ir.loops import (
     Var,
     While,
 )
+from tests.codegen import kernel_runs
 from tests.codegen.kernel_runs import compare
 
 VECTOR, UNROLLED, PARALLEL, SERIAL = LoopKind.VECTOR, LoopKind.UNROLLED, LoopKind.PARALLEL, LoopKind.SERIAL
 n, m, i, j, k, u, v = map(symbol, ("n", "m", "i", "j", "k", "u", "v"))
 RNG = np.random.default_rng(7)
+
+
+# what the generator does for other machines, run on this one: masks for all sizes, none, f16 and minima by sequences
+SHAPES = {
+    "native": kernel_runs.NATIVE,
+    "masks": replace(kernel_runs.NATIVE, mask_bytes=(1, 2, 4, 8), vector_bytes=64),
+    "no-masks": replace(kernel_runs.NATIVE, mask_bytes=(), vector_bytes=16, nan_minmax=True, half=False),
+}
+
+
+@pytest.fixture(autouse=True, params=SHAPES)
+def target_shape(request, monkeypatch):
+    """Every test runs for machines of three shapes."""
+    monkeypatch.setattr(kernel_runs, "NATIVE", SHAPES[request.param])
 
 
 def floats(*shape: int) -> np.ndarray:
@@ -118,7 +136,7 @@ def test_random_index_expressions_on_lanes(seed, width):
     exprs = [random_index(rng, int(rng.integers(1, 4))) for _ in range(12)]
     body = [Store("y", (j, i, k), Index(expr)) for k, expr in enumerate(exprs)]
     names = ("eq", "ne", "lt", "le", "gt", "ge")
-    compared = [Op(names[k % 6], (Index(a), Index(b)), BOOL) for k, (a, b) in enumerate(zip(exprs, exprs[1:], strict=False))]
+    compared = [Op(names[k % 6], (Index(a), Index(b)), BOOL) for k, (a, b) in enumerate(pairwise(exprs))]
     body += [Store("z", (j, i, k), cond) for k, cond in enumerate(compared)]
     loops = (For("j", 3, (For("i", 45, tuple(body), VECTOR, width),)),)
     shape = (3, 45, 12)
