@@ -10,7 +10,6 @@ imported loads and runs them. Prints ``passed N of M`` and the failures by op. E
 from __future__ import annotations
 
 import argparse
-import io
 import multiprocessing
 import os
 import pickle
@@ -228,9 +227,20 @@ def main() -> int:
         return 0
     _CASES.update(all_cases())
     keys = [key for key in _CASES if arguments.only in key]
+    results = []
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
-        results = list(pool.map(run_case, keys, chunksize=8))
+        for done in pool.map(run_case, keys, chunksize=8):
+            results.append(done)
+            if arguments.verbose:
+                show(done, len(results), len(keys))
     return report(results, arguments)
+
+
+def show(result: tuple[str, str, float], number: int, total: int) -> None:
+    """One line a failure, and one now and then to tell how far it is."""
+    key, reason, seconds = result
+    if reason or number % 100 == 0:
+        print(f"[{number}/{total}] {key}: {reason or 'passed'} ({seconds:.1f} s)", flush=True)
 
 
 def report(results: list[tuple[str, str, float]], arguments: argparse.Namespace) -> int:
@@ -238,12 +248,6 @@ def report(results: list[tuple[str, str, float]], arguments: argparse.Namespace)
     passed = {key for key, reason, _ in results if not reason}
     failures = Counter(operators(_CASES[key][1]) for key, reason, _ in results if reason)
     print("\n".join(f"  {count:4}  {name}" for name, count in failures.most_common()) or "  no failures")
-    out = io.StringIO()
-    for key, reason, seconds in results:
-        if reason:
-            print(f"{key}: {reason} ({seconds:.1f} s)", file=out)
-    if arguments.verbose:
-        print(out.getvalue(), end="")
     crashes = [key for key, reason, _ in results if "CRASH" in reason]
     recorded = set(RECORD.read_text().split()) if RECORD.exists() else set()
     lost = sorted((recorded & {key for key, _, _ in results}) - passed)
