@@ -20,6 +20,7 @@ from tcompile.ir.onnx_registry import onnx_op
 from tcompile.ir.onnx_scores import best_class, class_labels, floats_of, label_item, post_transform, transform, two_columns
 from tcompile.ir.terms import Term, as_term, join
 
+_UNROLLED = 12  # levels that become plain nodes, which fuse, instead of a loop
 LEAF, LEQ, LT, GTE, GT, EQ, NEQ = range(7)
 _MODES = {"LEAF": LEAF, "BRANCH_LEQ": LEQ, "BRANCH_LT": LT, "BRANCH_GTE": GTE, "BRANCH_GT": GT, "BRANCH_EQ": EQ, "BRANCH_NEQ": NEQ}
 # what sends a sample to the right child; a NaN goes to the left one in all of them
@@ -111,7 +112,11 @@ def leaves(x: Term, forest: Forest) -> Term:
         right = _goes_right(seen, bound, None if kinds is None else kinds.take(node, 0), forest)
         return [child.take(node, 0) + right.convert(dtypes.I32)], []
 
-    return counted_loop(b, forest.depth, [roots], [x, *tables], turn)[0][0] if forest.depth else roots
+    if forest.depth > _UNROLLED:
+        return counted_loop(b, forest.depth, [roots], [x, *tables], turn)[0][0]
+    for level in range(forest.depth):
+        ((roots,), _) = turn(level, [roots], [x, *tables])
+    return roots
 
 
 def _kinds(b, forest: Forest) -> Term | None:
