@@ -55,7 +55,10 @@ def kernel(name: str, expr_of, inputs: list[DType], output: DType, width: int) -
     return Kernel(name, (*params, Param("y", output, (n,), Access.OUT)), ("n",), body)
 
 
-def run_all(cases: list[tuple[Kernel, list[np.ndarray], np.ndarray, float]]) -> None:
+Case = tuple[Kernel, list[np.ndarray], np.ndarray, float]  # (kernel, inputs, expected, ulp)
+
+
+def run_all(cases: list[Case]) -> None:
     """Compiles the kernels of all cases together and compares each with what is expected."""
     loaded = load(*(case[0] for case in cases))
     for made, arrays, expected, ulp in cases:
@@ -72,8 +75,8 @@ DIRECT = [
 ]
 
 
-@pytest.mark.parametrize("fn", DIRECT)
-def test_function_on_every_dtype(fn):
+def function_cases(fn: str) -> list[Case]:
+    """A function on every dtype it takes, scalars and lanes."""
     row = elementwise.TABLE[fn]
     cases = []
     for dtype in ALL:
@@ -87,11 +90,16 @@ def test_function_on_every_dtype(fn):
         for width in WIDTHS:
             made = kernel(f"{fn}_{dtype}_{width}", lambda *args, to=output: Op(fn, args, to), inputs, output, width)
             cases.append((made, arrays, expected, ulp))
-    run_all(cases)
+    return cases
 
 
-@pytest.mark.parametrize("source", ALL, ids=str)
-def test_conversion_to_every_dtype(source):
+@pytest.mark.parametrize("fn", DIRECT)
+def test_function_on_every_dtype(fn):
+    run_all(function_cases(fn))
+
+
+def conversion_cases(source: DType) -> list[Case]:
+    """Conversions of every value of a dtype, or of those where rounding decides, to every dtype."""
     values = specials(source)
     if source.bits <= 16:  # every bit pattern
         storage = np.arange(1 << source.bits, dtype=np.uint32).astype(f"u{source.bytes}")
@@ -106,7 +114,12 @@ def test_conversion_to_every_dtype(source):
                 name = f"{source}_{target}_{saturate}_{width}"
                 made = kernel(name, lambda x, to=target, s=saturate: Cast(x, to, s) if to != source else x, [source], target, width)
                 cases.append((made, [values], expected, 0))
-    run_all(cases)
+    return cases
+
+
+@pytest.mark.parametrize("source", ALL, ids=str)
+def test_conversion_to_every_dtype(source):
+    run_all(conversion_cases(source))
 
 
 def wrap_bits(storage: np.ndarray, dtype: DType) -> np.ndarray:
