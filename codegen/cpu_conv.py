@@ -120,7 +120,17 @@ class DirectConv:
             first = chunk * per_chunk
             run = partial(self._run, image, bundle, first, tiles, per_chunk, chunks, chunk)
             self._by_blocks(bundle, bundles, run)
+            if self.epilogue.pad is not None:
+                self._border(image, bundle, chunk)
         return self.draft
+
+    def _border(self, image: DimLike, bundle: DimLike, chunk: DimLike) -> None:
+        """The border around a bundle's results, written by its first chunk."""
+        with self.nest.branch(compare("eq", chunk, 0)):
+            first = bundle * self.wide
+            count = dims.minimum(self.wide, self.blocks - first, self.nest.ranges)
+            with self.nest.loop(count) as part:
+                self.epilogue.store_border(image, first + part)
 
     def _per_chunk(self, units: DimLike, bundles: int) -> int:
         images = self.images if isinstance(self.images, int) else 1

@@ -39,6 +39,10 @@ class Epilogue:
         self.output = node.output
         self.root: Value = node.regions[0].outputs[0] if node.op == "fused" else node.output
         self.chain = list(_dependents(node, anchor))
+        self.pad: Node | None = None  # the border that the kernel writes around the results
+        if self.chain and self.chain[-1].op == "pad":
+            self.pad = self.chain.pop()
+            self.root = self.pad.inputs[0]
         self.work = sum(_work(inner) for inner in self.chain)
 
     @property
@@ -51,7 +55,28 @@ class Epilogue:
         value = cast(value, self.anchor.output.dtype)
         self.draft.bind(self.anchor.output, lambda at, guard: value)
         place = self._place(index)
-        self.draft.store(self.output, place, self.draft.element(self.root, place))
+        element = self.draft.element(self.root, place)
+        if self.pad is not None:
+            place = tuple(i + low for i, low in zip(place, self.pad.attrs["low"], strict=True))
+        self.draft.store(self.output, place, element)
+
+    def store_border(self, image: DimLike, block: DimLike) -> None:
+        """Fills the border of one image and channel block, axis by axis: inside of the axes before, all of those behind."""
+        if self.pad is None:
+            return
+        low, high, nest = self.pad.attrs["low"], self.pad.attrs["high"], self.draft.nest
+        fill = self.draft.element(self.pad.inputs[1], ())
+        *outer, lanes = self.output.shape
+        for axis in range(2, len(outer)):
+            inside = [self.root.shape[k] for k in range(2, axis)]
+            behind = list(self.output.shape[axis + 1 : -1])
+            for start, extent in ((0, low[axis]), (low[axis] + self.root.shape[axis], high[axis])):
+                if extent == 0:
+                    continue
+                with nest.loops((*inside, extent, *behind)) as index, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+                    place = [i + low[k] for k, i in enumerate(index[: axis - 2], 2)]
+                    place += [start + index[axis - 2], *index[axis - 1 :]]
+                    self.draft.store(self.output, (image, block, *place, lane), fill)
 
     def _place(self, index: Shape) -> Shape:
         places: dict[Value, Shape] = {self.anchor.output: index}

@@ -64,13 +64,15 @@ def unflatten(flat: DimLike, shape: Shape, ranges: Ranges) -> Shape:
 
 
 def result_index(node: Node, index: Shape, ranges: Ranges) -> Shape | None:
-    """Where the operand element ``index`` lands, for ops that move every element of their operand exactly once; else None."""
+    """Where the (first) operand's element ``index`` lands, for ops that move each of them to exactly one place; else None."""
     if node.op in ELEMENTWISE:
         return index
     if node.op == "transpose":
         return tuple(index[axis] for axis in node.attrs["perm"])
     if node.op == "reshape":
         return unflatten(flatten(index, node.inputs[0].shape), node.output.shape, ranges)
+    if node.op == "pad" and node.attrs["mode"] == "constant":
+        return tuple(i + low for i, low in zip(index, node.attrs["low"], strict=True))
     if node.op == "broadcast" and node.inputs[0].type.size == node.output.type.size:
         found: list[DimLike] = [0] * node.output.rank
         for axis, i in zip(node.attrs["axes"], index, strict=True):

@@ -21,6 +21,8 @@ CONTRACTIONS = {
     "dot_general": "dot", "dot_packed": "dot", "conv_blocked": "conv", "depthwise_blocked": "conv", "conv_stem": "conv",
 }  # fmt: skip
 
+BORDER_WRITERS = frozenset({"conv_blocked", "conv_stem", "depthwise_blocked"})
+
 
 class Kind(StrEnum):
     """What the loops of a kernel look like; SINGLE is a node left as it is."""
@@ -167,11 +169,17 @@ class Group:
             if not sources:
                 continue
             place = result_index(member, sources.pop(), ranges)
-            if sources or place is None:
+            if sources or place is None or (member.op == "pad" and not self._writes_border(member, anchor)):
                 return False
             places[member.output] = place
         root = self.root.output
         return root in places and _contiguous(places[root], root.shape, index)
+
+    def _writes_border(self, pad: Node, anchor: Node) -> bool:
+        """Whether the anchor's kernel can write the border: a blocked convolution, around its spatial axes, as its last step."""
+        low, high = pad.attrs["low"], pad.attrs["high"]
+        outside = (0, 1, len(low) - 1)
+        return pad is self.root and anchor.op in BORDER_WRITERS and all(low[k] == 0 and high[k] == 0 for k in outside)
 
     # Starting -----------------------------------------------------------------------------------------
 

@@ -87,3 +87,23 @@ def test_integers():
     assert w.dtype == I8
     y = b.emit("conv_blocked", x, w, strides=(1, 1), dilation=(1, 1), groups=1, dtype=I32)
     check_template(b.graph([y], ["y"]), {"x": RNG.integers(0, 256, x.shape).astype(np.uint8)}, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("low", "high"), [((1, 1), (1, 1)), ((0, 2), (3, 0))])
+def test_border_is_written_by_the_convolution(kernel, low, high):
+    b = Builder()
+    x = b.input("x", F32, (2, 1, 6, 7, 16))
+    y = blocked(b, x, normal(3, 1, kernel, kernel, 16, 16))
+    y = b.map("max", y, b.scalar_like(0.25, y))
+    y = b.emit("pad", y, b.constant(0.5, F32), low=(0, 0, *low, 0), high=(0, 0, *high, 0), mode="constant")
+    assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}) == ["conv"]
+
+
+def test_border_of_unknown_size():
+    b = Builder()
+    b.symbols.update(n=Range(0, None), w=Range(1, None))
+    x = b.input("x", F32, (dims.symbol("n"), 1, 4, dims.symbol("w"), 16))
+    y = blocked(b, x, normal(2, 1, 1, 1, 16, 16))
+    y = b.emit("pad", y, b.constant(0.0, F32), low=(0, 0, 1, 2, 0), high=(0, 0, 1, 1, 0), mode="constant")
+    assert check_template(b.graph([y], ["y"]), {"x": normal(2, 1, 4, 9, 16)}) == ["conv"]
