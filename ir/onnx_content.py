@@ -158,7 +158,7 @@ _INTEGER: dict[str, Callable[..., Any]] = {
 }
 
 
-def _ratio(item: Any) -> Ratio | None:
+def ratio(item: Any) -> Ratio | None:
     """A float element as an exact ratio; None for what is none (infinities, long fractions)."""
     if isinstance(item, Ratio):
         return item
@@ -170,8 +170,8 @@ def _ratio(item: Any) -> Ratio | None:
 
 def _ratios(function: Callable[[Ratio, Ratio], Any]) -> Callable[..., Any]:
     def apply(ranges: Ranges, *items: Any) -> Any:
-        ratios = [_ratio(item) for item in items]
-        return UNKNOWN if any(ratio is None for ratio in ratios) else function(*ratios)
+        ratios = [ratio(item) for item in items]
+        return UNKNOWN if any(found is None for found in ratios) else function(*ratios)
 
     return apply
 
@@ -191,10 +191,23 @@ def _divide(a: Ratio, b: Ratio) -> Any:
 
 
 def _whole(direction: Callable[[DimLike, int, Ranges], DimLike]) -> Callable[..., Any]:
-    return lambda ranges, item: UNKNOWN if (ratio := _ratio(item)) is None else Ratio(direction(ratio.num, ratio.den, ranges), 1)
+    return lambda ranges, item: UNKNOWN if (exact := ratio(item)) is None else Ratio(direction(exact.num, exact.den, ranges), 1)
+
+
+def _compared(fn: str) -> Callable[..., Any]:
+    # a / d < b / e where a e < b d
+    def apply(ranges: Ranges, *items: Any) -> Any:
+        ratios = [ratio(item) for item in items]
+        if any(found is None for found in ratios):
+            return UNKNOWN
+        a, b = ratios
+        return _INTEGER[fn](ranges, a.num * b.den, b.num * a.den)
+
+    return apply
 
 
 _FLOAT: dict[str, Callable[..., Any]] = {
+    **{fn: _compared(fn) for fn in ("eq", "ne", "lt", "le", "gt", "ge")},
     "add": _ratios(lambda a, b: _reduced(a.num * b.den + b.num * a.den, a.den * b.den)),
     "sub": _ratios(lambda a, b: _reduced(a.num * b.den - b.num * a.den, a.den * b.den)),
     "mul": _ratios(lambda a, b: _reduced(a.num * b.num, a.den * b.den)),
@@ -218,8 +231,8 @@ def _convert(arrays: Sequence[np.ndarray], types: Sequence[TensorType], attrs: M
             return item
         if target.is_float:
             return Ratio(item, 1)
-        ratio = _ratio(item)
-        return dims.floordiv(ratio.num, ratio.den, ranges) if ratio and dims.nonnegative(ratio.num, ranges) else UNKNOWN
+        exact = ratio(item)
+        return dims.floordiv(exact.num, exact.den, ranges) if exact and dims.nonnegative(exact.num, ranges) else UNKNOWN
 
     return _elementwise(item_of, arrays)
 

@@ -15,6 +15,7 @@ from tcompile.ir.dims import DimLike
 from tcompile.ir.graph import TensorType, Value
 from tcompile.ir.onnx_builder import ImportBuilder
 from tcompile.ir.onnx_context import GrowingSequence, Item, OpContext, OptionalValue, Region, SequenceValue, StackedSequence
+from tcompile.ir.onnx_induction import count_turns
 from tcompile.ir.onnx_registry import onnx_op
 from tcompile.ir.onnx_sequence import like, same_structure, tensors_of
 from tcompile.ir.onnx_turns import Attempt, Turn, known_extent
@@ -175,15 +176,19 @@ class _Loop:
         ctx, turn = self.ctx, self.turn
         start = ctx.constant(1) if ctx.has(1) else np.array(True)
         turn.run()
+        if turn.inductions:
+            turn.certain = self._count_turns(start)
+            turn.run()
         rb, outputs = turn.region.builder, turn.region.outputs
         again = rb.constant_of(outputs[0])
         always = start is not None and bool(start.reshape(-1)[0]) and again is not None and bool(again.reshape(-1)[0])
+        always = always or turn.certain
         if always and turn.trip is None and ctx.has(0):
             turn.trip = self._bound_trip()
         appended = {k: self._appended(rb, outputs[1 + k]) for k in range(len(self.items)) if k not in self.tensors}
         scans = [self._tensor(item) for item in outputs[1 + len(self.items) :]]
         extent = self._extent(always)
-        going = ctx.builder.reshape(ctx.input(1), ()) if ctx.has(1) else ctx.builder.constant(True)
+        going = ctx.builder.reshape(ctx.input(1), ()) if ctx.has(1) and not turn.certain else ctx.builder.constant(True)
         condition = None if always else rb.reshape(self._tensor(outputs[0]), ())
         results = turn.emit(self._trip_operand(), going, condition, [*appended.values(), *scans], extent)
         finals = dict(zip(self.tensors, results, strict=False))
@@ -191,6 +196,22 @@ class _Loop:
         for k, stack in zip(appended, stacks, strict=False):
             finals[k] = self._grown(k, stack)
         return [*(finals[k] for k in range(len(self.items))), *stacks[len(appended) :]]
+
+    def _count_turns(self, start: np.ndarray | None) -> bool:
+        """Bounds the trip by the loop's conditions; returns whether just so many turns run."""
+        turn, b = self.turn, self.ctx.builder
+        if self.ctx.has(0) and turn.trip is None and self.ctx.known(0) is None:
+            return False
+        body, again = turn.region.builder, self._tensor(turn.region.outputs[0])
+        constant = body.constant_of(again)
+        if constant is not None and constant.reshape(-1)[0]:
+            return turn.trip is not None and start is not None and bool(start.reshape(-1)[0])
+        first = self.ctx.input(1) if self.ctx.has(1) else b.constant(True)
+        turns = count_turns(b, first, body, again, turn.counter)
+        if turns is None:
+            return False
+        turn.trip = turns.count if turn.trip is None else dims.minimum(turn.trip, turns.count, b.symbols)
+        return turns.exact
 
     def _tensor(self, item: Item) -> Value:
         if not isinstance(item, Value):
@@ -271,7 +292,7 @@ def _scan(ctx: OpContext, states: list[Value], wholes: list[Value], axes: Sequen
             slices.append(Term(rb, whole).at(axis, trip - 1 - turn if back else turn).value)
         return [*carried, *slices]
 
-    turn = Turn(ctx, "body", trip, states, wholes, arrange, lambda outputs: outputs[: len(states)])
+    turn = Turn(ctx, "body", trip, states, wholes, arrange, lambda outputs: outputs[: len(states)], certain=True)
     turn.run()
     elements = turn.region.outputs[len(states) :]
     return turn.emit(ctx.builder.dim(trip), ctx.builder.constant(True), None, elements, trip)

@@ -17,6 +17,7 @@ from tcompile.ir.dims import Dim, DimLike
 from tcompile.ir.graph import Graph, Value
 from tcompile.ir.onnx_builder import ImportBuilder
 from tcompile.ir.onnx_context import Item, OpContext, Region
+from tcompile.ir.onnx_induction import Induction, initial_count, known_scalar, probe, step_of
 from tcompile.ir.onnx_loops import loop_counter
 
 # arrange(region builder, counter as a value, carried values, whole sequences) -> the body's inputs
@@ -47,7 +48,8 @@ class Attempt:
 class Turn:
     """A body under import. ``initial`` are the outer values that it carries, ``wholes`` outer values that it slices itself.
 
-    ``collect(outputs)`` picks the next carried values out of the body's outputs.
+    ``collect(outputs)`` picks the next carried values out of the body's outputs. ``certain`` says that exactly
+    ``trip`` turns run; then counters are no longer carried, but expressions of the turn.
     """
 
     ctx: OpContext
@@ -60,13 +62,18 @@ class Turn:
     fixed: set[int] = field(default_factory=set)  # carried values that no turn changes
     # (carried, axis) -> the symbols of its extent at the start of a turn and after the loop
     changing: dict[tuple[int, int], tuple[Dim, Dim]] = field(default_factory=dict)
+    certain: bool = False
+    inductions: dict[int, Induction] | None = None  # the counters among the carried values, once they are looked for
     counter: Dim | None = None
     region: Region | None = None
+    _probes: dict[int, Dim] = field(default_factory=dict)
 
     def run(self) -> None:
         """Imports until the types are stable. Raises UnsupportedError where they never are."""
-        self.counter = loop_counter(self.ctx.builder, self.trip)
         captures = self.ctx.captures(self.graph)
+        if self.inductions is None:
+            self._find_inductions(captures)
+        self.counter = loop_counter(self.ctx.builder, self.trip)
         for _ in range(_MAX_ROUNDS):
             attempt = Attempt(self.ctx)
             self.region = self.ctx.import_region(self.graph, self._inputs, captures)
@@ -75,6 +82,25 @@ class Turn:
                 return
             attempt.undo(keep={str(symbol) for pair in self.changing.values() for symbol in pair})
         self.ctx.fail("the shapes of the values that the loop carries do not settle")
+
+    def _find_inductions(self, captures: Sequence[Value]) -> None:
+        """Imports the body once with a symbol for each integer that may be a counter, and sees what becomes of it."""
+        b, attempt = self.ctx.builder, Attempt(self.ctx)
+        self.inductions, self._probes = {}, {}
+        starts = {k: initial_count(b, value) for k, value in enumerate(self.initial)}
+        starts = {k: start for k, start in starts.items() if start is not None}
+        if not starts:
+            return
+        self._probes = {k: probe(b) for k in starts}
+        self.counter = loop_counter(b, self.trip)
+        self.region = self.ctx.import_region(self.graph, self._inputs, captures)
+        outputs = self.collect(self.region.outputs)
+        for k, symbol in self._probes.items():
+            step = step_of(self.region.builder, outputs[k], symbol) if isinstance(outputs[k], Value) else None
+            if step is not None:
+                self.inductions[k] = Induction(starts[k], step)
+        self._probes = {}
+        attempt.undo(keep=set())
 
     def emit(self, trip: Value, going: Value, again: Value | None, scans: Sequence[Value], scan_extent: DimLike | None) -> list[Value]:
         """Appends the core loop; ``again`` is the body's condition (None: always true). Returns carried finals, then stacks."""
@@ -89,13 +115,21 @@ class Turn:
         extra = [value for k, value in enumerate(self.initial) if k in self.fixed and not self._is_known(value)]
         operands = [trip, going, *(self.initial[k] for k in live), *extra, *self.wholes, *self._captures]
         results = list(b.emit_all("loop", operands, attrs, (body,)))
-        finals = [self.initial[k] if k in self.fixed else results.pop(0) for k in range(len(self.initial))]
+        finals = [results.pop(0) if k in live else self._final(k) for k in range(len(self.initial))]
         return finals + results
+
+    def _final(self, k: int) -> Value:
+        """What a value that is not carried is after the loop."""
+        value = self.initial[k]
+        if k in self.fixed:
+            return value
+        return self.ctx.builder.known(known_scalar(self.inductions[k].after(self.trip), value.shape), value.dtype)
 
     @property
     def live(self) -> list[int]:
-        """The carried values that turns change."""
-        return [k for k in range(len(self.initial)) if k not in self.fixed]
+        """The carried values that turns change, but for counters that are known."""
+        derived = self.inductions if self.certain else ()
+        return [k for k in range(len(self.initial)) if k not in self.fixed and k not in derived]
 
     def _body(self, outputs: Sequence[Value]) -> Graph:
         return self.region.close(outputs)
@@ -116,10 +150,20 @@ class Turn:
             value = self.initial[k]
             shape = [self.changing[k, axis][0] if (k, axis) in self.changing else extent for axis, extent in enumerate(value.shape)]
             self._carried[k] = rb.input(value.name, value.dtype, shape)
+            expr = self._probes.get(k) if k in self._probes else self._counted(k)
+            if expr is not None:
+                rb.contents[self._carried[k]] = known_scalar(expr, value.shape)
+        for k in self.inductions.keys() - set(self.live) - self.fixed:
+            value = self.initial[k]
+            self._carried[k] = rb.known(known_scalar(self._counted(k), value.shape), value.dtype)
         for k in sorted(self.fixed):
             self._carried[k] = self._copy(rb, self.initial[k])
         wholes = [self._declare(rb, value) for value in self.wholes]
         return self.arrange(rb, iteration, [self._carried[k] for k in range(len(self.initial))], wholes)
+
+    def _counted(self, k: int) -> DimLike | None:
+        """A counter as an expression of the turn."""
+        return self.inductions[k].after(self.counter) if k in self.inductions else None
 
     def _copy(self, rb: ImportBuilder, value: Value) -> Value:
         content = self.ctx.builder.contents.get(value)
