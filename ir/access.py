@@ -51,8 +51,10 @@ def flatten(index: Shape, shape: Shape) -> DimLike:
 
 
 def unflatten(flat: DimLike, shape: Shape, ranges: Ranges) -> Shape:
-    """The indices of a row-major position; axes of extent 1 get 0."""
+    """The indices of a row-major position; axes of extent 1 get 0, and so do all of a tensor without elements."""
     index: list[DimLike] = [0] * len(shape)
+    if any(isinstance(extent, int) and extent == 0 for extent in shape):
+        return tuple(index)
     axes = [axis for axis, extent in enumerate(shape) if extent != 1]
     for axis in reversed(axes):
         if axis == axes[0]:
