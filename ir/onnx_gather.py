@@ -37,6 +37,8 @@ def import_gather(ctx: OpContext) -> Item:
         if isinstance(index, int) and isinstance(extent, int) and not 0 <= index < extent:
             ctx.invalid(f"index {index} is outside of axis {axis} of {x.type}")
         return Term(b, x).at(axis, index).value
+    if index is not None and dims.nonnegative(index, b.symbols) and dims.nonnegative(extent - 1 - index, b.symbols):
+        return Term(b, x).at(axis, index).value
     return b.emit("gather", x, wrapped(ctx, indices, extent), axis=axis)
 
 

@@ -15,6 +15,7 @@ from onnx import AttributeProto, helper
 
 from tcompile.errors import Error, InvalidModelError, UnsupportedError
 from tcompile.ir import onnx_content, onnx_model
+from tcompile.ir.dims import DimError
 from tcompile.ir.dtypes import DType, from_numpy, from_onnx
 from tcompile.ir.graph import TensorType, Value
 from tcompile.ir.onnx_builder import ImportBuilder
@@ -265,7 +266,7 @@ class Scope:
         known = isinstance(error, Error)
         reason = str(error).split("\n  hint: ")[0] if known else f"the importer failed on it: {type(error).__name__}: {error}"
         hint = getattr(error, "hint", "")
-        invalid = isinstance(error, InvalidModelError)
+        invalid = isinstance(error, InvalidModelError | DimError)
         problem = Problem(label, node.op_type, self.domain_of(node), self.opset_of(node), dtype, reason, hint, invalid)
         if problem not in self.state.problems:
             self.state.problems.append(problem)

@@ -73,6 +73,8 @@ class Turn:
         captures = self.ctx.captures(self.graph)
         if self.inductions is None:
             self._find_inductions(captures)
+        if self.counter is not None:
+            self.ctx.builder.symbols.pop(str(self.counter), None)
         self.counter = loop_counter(self.ctx.builder, self.trip)
         for _ in range(_MAX_ROUNDS):
             attempt = Attempt(self.ctx)

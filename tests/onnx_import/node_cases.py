@@ -54,6 +54,6 @@ def assert_close(name: str, got: np.ndarray, wanted: np.ndarray, *, rtol: float 
     if got.dtype.kind in "biu" or "int" in str(got.dtype):
         np.testing.assert_array_equal(got, wanted, name)
         return
-    if got.dtype == np.float16 or got.dtype.itemsize < 2 or got.dtype == ml_dtypes.bfloat16:
-        rtol, atol = max(rtol, 2 * float(ml_dtypes.finfo(got.dtype).eps) if got.dtype.itemsize > 1 else 0), max(atol, 1e-3 * (got.dtype.itemsize > 1))
+    if got.dtype in (np.float16, ml_dtypes.bfloat16):  # two units in the last place
+        rtol, atol = max(rtol, 2 * float(ml_dtypes.finfo(got.dtype).eps)), max(atol, 1e-3)
     np.testing.assert_allclose(got.astype(np.float64), wanted.astype(np.float64), rtol, atol, err_msg=name)
