@@ -134,19 +134,19 @@ class Group:
         own = list(self.variables)
         if any(str(i) != name for i, name in zip((i for i in row if i != 0), own, strict=False)):
             return False
+        if dims.product(shape) != dims.product(self._root_extents(variables)):
+            return False  # only some of the rows are asked for
         rest = own[len(variables) :]
-        if not rest:
-            return True
-        inner = tuple(extent for extent in extents if extent != 1)
-        shape = tuple(self.root.outputs[0].shape[int(name[1:])] for name in rest)
-        return shape == inner
+        return not rest or self._root_extents(rest) == tuple(extent for extent in extents if extent != 1)
+
+    def _root_extents(self, variables: list[str]) -> Shape:
+        return tuple(self.root.outputs[0].shape[int(name[1:])] for name in variables)
 
     def _column_index(self) -> Shape:
         assert self.columns is not None
         inner = sum(extent != 1 for extent in self.columns)
         rest = list(self.variables)[-inner:] if inner else []
-        shape = tuple(self.root.outputs[0].shape[int(name[1:])] for name in rest)
-        if shape == tuple(extent for extent in self.columns if extent != 1):
+        if self._root_extents(rest) == tuple(extent for extent in self.columns if extent != 1):
             names = iter(rest)
             return tuple(0 if extent == 1 else dims.symbol(next(names)) for extent in self.columns)
         index, ranges = iteration(self.columns, "c")
