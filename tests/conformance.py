@@ -55,7 +55,7 @@ def all_cases() -> dict[str, tuple[Case, object]]:
 def load_case(test) -> tuple[onnx.ModelProto, list[tuple[list, list]]]:
     """The model and its data sets; light models are given random inputs' names only and run for their shapes."""
     if test.model is not None:
-        return test.model, test.data_sets
+        return test.model, [([plain(x) for x in inputs], [plain(y) for y in outputs]) for inputs, outputs in test.data_sets]
     if test.url is not None:
         path = Path(onnx.__file__).parent / test.url.removeprefix("onnx/")
         model = onnx.load(path)
@@ -66,6 +66,12 @@ def load_case(test) -> tuple[onnx.ModelProto, list[tuple[list, list]]]:
     for data in sorted(folder.glob("test_data_set_*")):
         sets.append((read_protos(data, "input", model.graph.input), read_protos(data, "output", model.graph.output)))
     return model, sets
+
+
+def plain(data):
+    """Node cases give tensors as arrays, or as protos where NumPy has no such type."""
+    converters = {onnx.TensorProto: numpy_helper.to_array, onnx.SequenceProto: numpy_helper.to_list, onnx.OptionalProto: numpy_helper.to_optional}
+    return converters.get(type(data), lambda same: same)(data)
 
 
 def light_data(path: Path) -> tuple[list, list]:
