@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from tcompile.codegen import cpu_emit_lanes as ops
 from tcompile.codegen import cpu_emit_narrow as narrow
+from tcompile.codegen import cpu_emit_saturate as saturate
 from tcompile.codegen.cpu_emit_function import Function
-from tcompile.codegen.cpu_emit_values import Value, is_narrow, register_type, suffix, vector
+from tcompile.codegen.cpu_emit_values import Value, is_narrow, register_type
 from tcompile.errors import InvalidModelError
 from tcompile.ir.dtypes import F32, F64, DType
 from tcompile.ir.target import Target
@@ -19,6 +20,11 @@ class Casts:
         self.half = target.half
         self.nan_minmax = target.nan_minmax
         self.vector_bytes = target.vector_bytes
+        self.saturating = target.saturating_casts
+
+    def lanes_of(self, dtype: DType) -> int:
+        """Elements of a 32- or 64-bit type that one vector register holds."""
+        return self.vector_bytes // dtype.bytes
 
     # Narrow floats: two forms of one value ------------------------------------------------------------------
 
@@ -36,9 +42,9 @@ class Casts:
             return Value(value.bits, value.depth, value.lanes)
         raise InvalidModelError(f"a {dtype} value without its bits")
 
-    def narrowed(self, value: Value, dtype: DType, saturate: bool = False) -> Value:
+    def narrowed(self, value: Value, dtype: DType, saturating: bool = False) -> Value:
         """An f32 rounded to a narrow float."""
-        code = narrow.encode(self.fn, value, dtype, saturate=saturate, half=self.half)
+        code = narrow.encode(self.fn, value, dtype, saturate=saturating, half=self.half)
         return Value(None, code.depth, code.lanes, code.name)
 
     # Integers narrower than a byte ---------------------------------------------------------------------------
@@ -54,7 +60,7 @@ class Casts:
 
     # Conversions ---------------------------------------------------------------------------------------------
 
-    def convert(self, value: Value, source: DType, target: DType, saturate: bool = True) -> Value:
+    def convert(self, value: Value, source: DType, target: DType, saturating: bool = True) -> Value:
         """The value as another dtype."""
         if source == target:
             return value
@@ -65,7 +71,7 @@ class Casts:
             return self._to_bool(value, source)
         if target.is_integer:
             return self._float_to_int(value, source, target) if source.is_float else self._int_to_int(value, source, target)
-        return self._to_float(value, source, target, saturate)
+        return self._to_float(value, source, target, saturating)
 
     def bitcast(self, value: Value, source: DType, target: DType) -> Value:
         """The same bits as a dtype of the same width."""
@@ -98,27 +104,19 @@ class Casts:
         return self.wrapped(value, target)
 
     def _float_to_int(self, value: Value, source: DType, target: DType) -> Value:
-        kind, have = register_type(target), register_type(source)
-        name = f"fpto{'s' if target.kind == 'i' else 'u'}i.sat"
-        text = (
-            f"call {vector(kind, value.lanes)} @llvm.{name}.{suffix(kind, value.lanes)}.{suffix(have, value.lanes)}"
-            f"({vector(have, value.lanes)} {value.name})"
-        )
-        result = Value(self.fn.pure(text, value.depth), value.depth, value.lanes)
-        if target.bits >= 8:
-            return result
-        low, high = (0, (1 << target.bits) - 1) if target.kind == "u" else (-(1 << (target.bits - 1)), (1 << (target.bits - 1)) - 1)
-        if target.kind == "u":
-            return ops.call(self.fn, "umin", "i8", result, Value(str(high)))
-        return ops.call(self.fn, "smin", "i8", ops.call(self.fn, "smax", "i8", result, Value(str(low))), Value(str(high)))
+        if self.saturating and target.bits >= 8:
+            return saturate.by_intrinsic(self.fn, value, source, target)
+        if target.bits < source.bits:
+            return saturate.clamped(self.fn, value, source, target, self.lanes_of(source))
+        return saturate.guarded(self.fn, value, source, target)
 
-    def _to_float(self, value: Value, source: DType, target: DType, saturate: bool) -> Value:
+    def _to_float(self, value: Value, source: DType, target: DType, saturating: bool) -> Value:
         if is_narrow(target):
             if source == F64:
                 value = narrow.round_to_odd(self.fn, value)
             elif source != F32:
-                value = self._to_float(value, source, F32, saturate)
-            return self.narrowed(value, target, saturate)
+                value = self._to_float(value, source, F32, saturating)
+            return self.narrowed(value, target, saturating)
         if source == target:
             return value
         if source.is_float:

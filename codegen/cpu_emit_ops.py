@@ -104,11 +104,7 @@ def _extreme(name: str) -> Emit:
         if b.nan_free:
             a, b = b, a
 
-        # a > b ? a : b is b where either is NaN: one instruction on x86
-        def better(a: Value, b: Value) -> Value:
-            return ops.select(fn, ops.binary(fn, predicate, kind, a, b), kind, a, b)
-
-        best = ops.pieces(fn, kind, casts.vector_bytes // (dtype.bits // 8), better, a, b)
+        best = ops.better(fn, predicate, kind, casts.lanes_of(dtype), a, b)
         if a.nan_free:
             return best
         return ops.select(fn, ops.binary(fn, "fcmp uno", kind, a, a), kind, a, best)

@@ -19,7 +19,8 @@ class Target:
     ``cpu`` and ``features`` are LLVM's names (features beyond those of ``cpu``, without ``+``). ``vector_bytes`` is
     the widest vector register, ``vector_registers`` how many there are. ``mask_bytes`` holds the element sizes whose
     contiguous vectors load and store under a lane mask in one instruction. ``half`` says that f16 <-> f32 conversions
-    are exact single instructions, ``nan_minmax`` that one instruction computes a minimum that propagates NaN.
+    are exact single instructions, ``nan_minmax`` that one instruction computes a minimum that propagates NaN,
+    ``saturating_casts`` that float to integer conversions saturate.
     ``fma_ports`` vector FMAs start each cycle and take ``fma_latency`` cycles, while ``load_ports`` loads do. Cache sizes
     are bytes a core may count on.
     """
@@ -34,6 +35,7 @@ class Target:
     mask_bytes: tuple[int, ...] = ()
     half: bool = False
     nan_minmax: bool = False
+    saturating_casts: bool = False
     fma_ports: int = 2
     fma_latency: int = 4
     load_ports: int = 2
@@ -55,7 +57,7 @@ class Target:
 _NAMED = (
     Target("x86-64-v3", "x86_64-unknown-linux-gnu", "x86-64-v3", (), 32, 16, mask_bytes=(4, 8), half=True),
     Target("x86-64-v4", "x86_64-unknown-linux-gnu", "x86-64-v4", (), 64, 32, mask_bytes=(1, 2, 4, 8), half=True),
-    Target("aarch64-linux", "aarch64-unknown-linux-gnu", "generic", ("neon",), 16, 32, half=True, nan_minmax=True),
+    Target("aarch64-linux", "aarch64-unknown-linux-gnu", "generic", ("neon",), 16, 32, half=True, nan_minmax=True, saturating_casts=True),
 )
 
 
