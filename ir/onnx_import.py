@@ -21,7 +21,8 @@ from tcompile.ir.onnx_builder import ImportBuilder
 from tcompile.ir.onnx_context import HostConstant, Item, OpContext, OptionalValue, Region, SequenceValue
 from tcompile.ir.onnx_model import ModelLike, load_model
 from tcompile.ir.onnx_registry import load_families, onnx_op
-from tcompile.ir.onnx_scope import FAILED, ModelState, Problem, Scope, element_type, opset_table
+from tcompile.ir.onnx_schema import element_type, opset_table
+from tcompile.ir.onnx_scope import FAILED, ModelState, Problem, Scope
 
 __all__ = [
     "HostConstant", "Item", "OpContext", "OptionalValue", "Problem", "Region", "SequenceValue", "check_model", "import_model", "onnx_op",

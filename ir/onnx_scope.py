@@ -4,23 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx.checker
-import onnx.shape_inference
 from onnx import AttributeProto, helper
 
 from tcompile.errors import Error, InvalidModelError, UnsupportedError
 from tcompile.ir import onnx_content, onnx_model
 from tcompile.ir.dims import DimError
-from tcompile.ir.dtypes import DType, from_numpy, from_onnx
+from tcompile.ir.dtypes import from_numpy
 from tcompile.ir.graph import TensorType, Value
 from tcompile.ir.onnx_builder import ImportBuilder
 from tcompile.ir.onnx_context import HostConstant, Item, OpContext, OptionalValue, Region, RegionInputs, SequenceValue, StackedSequence
 from tcompile.ir.onnx_registry import find_handler
+from tcompile.ir.onnx_schema import (
+    check_node,
+    default_attributes,
+    find_schema,
+    free_names,
+    function_body,
+    opset_table,
+    resolved,
+    specified_error,
+)
 
 OLDEST_OPSET = 6
 MAX_INLINING = 64  # nested function calls; more is a cycle
@@ -130,7 +137,7 @@ class Scope:
         return self.opsets.get(domain, 1)
 
     def schema_of(self, node: onnx.NodeProto) -> onnx.defs.OpSchema | None:
-        return _schema(node.op_type, self.opset_of(node), self.domain_of(node))
+        return find_schema(node.op_type, self.opset_of(node), self.domain_of(node))
 
     def attributes_of(self, node: onnx.NodeProto) -> dict[str, AttributeProto]:
         """The node's attributes, references to attributes of the calling function resolved."""
@@ -183,22 +190,11 @@ class Scope:
             self.note(node, label, inputs, error)
         except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
             # a malformed node that the schema check let through must not end the import of the others
-            self.note(node, label, inputs, self._specified_error(node, inputs) or error)
+            breach = specified_error(resolved(node, self.attributes_of(node)), self.schema_of(node), inputs)
+            self.note(node, label, inputs, breach or error)
         finally:
             self.builder.source = outer
         self._define_outputs(node, label, inputs, items)
-
-    def _specified_error(self, node: onnx.NodeProto, inputs: Sequence[Any]) -> InvalidModelError | None:
-        """What ONNX's own inference says against a node on which a handler failed."""
-        schema = self.schema_of(node)
-        if schema is None or any(item is not None and not isinstance(item, Value) for item in inputs):
-            return None
-        types = {name: _type_proto(item) for name, item in zip(node.input, inputs, strict=False) if name}
-        try:
-            onnx.shape_inference.infer_node_outputs(schema, self._resolved(node), types)
-        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError, TypeError) as error:
-            return InvalidModelError(str(error).strip())
-        return None
 
     def _checked_outputs(self, node: onnx.NodeProto, inputs: list[Any], label: str) -> Sequence[Any]:
         check_node(node, self.schema_of(node), self.attributes_of(node))
@@ -231,10 +227,10 @@ class Scope:
         context = OpContext(self, node, inputs, label)
         result = importer(context)
         if result is NotImplemented:  # the handler leaves this case to the operator's own definition
-            body = _function_body(self._resolved(node), self.schema_of(node), self.opset_of(node), inputs)
+            body = function_body(resolved(node, self.attributes_of(node)), self.schema_of(node), self.opset_of(node), inputs)
             if body is None:
                 raise UnsupportedError("this form of the operator is not supported")
-            return self._inline_function(body, node, inputs, self._schema_defaults(node))
+            return self._inline_function(body, node, inputs, default_attributes(self.schema_of(node)))
         return tuple(result) if isinstance(result, Sequence) else (result,)
 
     def _importer_of(self, node: onnx.NodeProto) -> Any:
@@ -256,7 +252,7 @@ class Scope:
         """Below the oldest opset, operators are taken that mean there what they mean in it."""
         if self.domain_of(node) or self.opset_of(node) >= OLDEST_OPSET:
             return
-        oldest, here = _schema(node.op_type, OLDEST_OPSET, ""), self.schema_of(node)
+        oldest, here = find_schema(node.op_type, OLDEST_OPSET, ""), self.schema_of(node)
         if oldest is None or here is None or oldest.since_version != here.since_version:
             hint = "convert the model with onnx.version_converter"
             raise UnsupportedError(f"its form before opset {OLDEST_OPSET} is not supported", hint=hint)
@@ -273,21 +269,6 @@ class Scope:
             self.state.causes.append(error)
 
     # Functions ----------------------------------------------------------------------------------------
-
-    def _resolved(self, node: onnx.NodeProto) -> onnx.NodeProto:
-        """The node with plain attributes in place of references."""
-        resolved = onnx.NodeProto()
-        resolved.CopyFrom(node)
-        del resolved.attribute[:]
-        for name, attribute in self.attributes_of(node).items():
-            resolved.attribute.add().CopyFrom(attribute)
-            resolved.attribute[-1].name = name
-        return resolved
-
-    def _schema_defaults(self, node: onnx.NodeProto) -> dict[str, AttributeProto]:
-        """The default attributes of an operator."""
-        declared = self.schema_of(node).attributes
-        return {name: entry.default_value for name, entry in declared.items() if entry.default_value.name}
 
     def _inline_function(
         self,
@@ -400,94 +381,3 @@ def _values(item: Any) -> Iterator[Value]:
         yield item.stack
     elif item is FAILED:
         raise Reported("a captured value was not imported")
-
-
-def free_names(graph: onnx.GraphProto) -> list[str]:
-    """Names that a graph uses and does not define, in order of use, those of its own subgraphs included."""
-    defined = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
-    defined |= {sparse.values.name for sparse in graph.sparse_initializer}
-    found: dict[str, None] = {}
-    for node in graph.node:
-        used = list(node.input)
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs) if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) else ():
-                used += free_names(inner)
-        found.update(dict.fromkeys(name for name in used if name and name not in defined))
-        defined.update(node.output)
-    found.update(dict.fromkeys(info.name for info in graph.output if info.name not in defined))
-    return list(found)
-
-
-# Schemas ----------------------------------------------------------------------------------------------
-
-
-def opset_table(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
-    """Opset versions by domain."""
-    return {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in imports}
-
-
-@cache
-def _schema(op: str, opset: int, domain: str) -> onnx.defs.OpSchema | None:
-    try:
-        return onnx.defs.get_schema(op, opset, domain)
-    except onnx.defs.SchemaError:
-        return None
-
-
-def check_node(node: onnx.NodeProto, schema: onnx.defs.OpSchema | None, attributes: Mapping[str, AttributeProto]) -> None:
-    """Checks the number of operands and the attributes against the operator's schema. Raises InvalidModelError."""
-    if schema is None:
-        return
-    if schema.deprecated:
-        raise InvalidModelError(f"{node.op_type} is deprecated since opset {schema.since_version}")
-    for what, count, low, high in (
-        ("inputs", len(node.input), schema.min_input, schema.max_input),
-        ("outputs", len(node.output), schema.min_output, schema.max_output),
-    ):
-        if not low <= count <= high:
-            raise InvalidModelError(f"it has {count} {what}, and {node.op_type} takes {low if low == high else f'{low} to {high}'}")
-    for k, formal in enumerate(schema.inputs):
-        required = formal.option == onnx.defs.OpSchema.FormalParameterOption.Single
-        if required and (k >= len(node.input) or not node.input[k]):
-            raise InvalidModelError(f"its required input {formal.name} is missing")
-    for name, declared in schema.attributes.items():
-        if declared.required and name not in attributes:
-            raise InvalidModelError(f"its required attribute {name} is missing")
-        if name in attributes and int(attributes[name].type) != int(declared.type.value):
-            got = AttributeProto.AttributeType.Name(attributes[name].type)
-            raise InvalidModelError(f"its attribute {name} is a {got}, not a {declared.type.name}")
-
-
-def _function_body(node: onnx.NodeProto, schema: onnx.defs.OpSchema | None, opset: int, inputs: Sequence[Any]) -> onnx.FunctionProto | None:
-    """The function by which ONNX defines an operator, for this node's operands."""
-    if schema is None:
-        return None
-    if schema.has_function:
-        versions = [version for version in schema.function_opset_versions if version <= opset]
-        return _parsed_function(schema.get_function_with_opset_version(max(versions))) if versions else None
-    versions = [version for version in schema.context_dependent_function_opset_versions if version <= opset]
-    if not versions:
-        return None
-    types = [_type_proto(item).SerializeToString() for item in inputs]
-    return _parsed_function(schema.get_context_dependent_function_with_opset_version(max(versions), node.SerializeToString(), types))
-
-
-def _parsed_function(data: bytes) -> onnx.FunctionProto:
-    function = onnx.FunctionProto()
-    function.ParseFromString(data)
-    return function
-
-
-def _type_proto(item: Any) -> onnx.TypeProto:
-    if not isinstance(item, Value):
-        return onnx.TypeProto()
-    return helper.make_tensor_type_proto(item.dtype.onnx, [extent if isinstance(extent, int) else str(extent) for extent in item.shape])
-
-
-def element_type(info: onnx.ValueInfoProto) -> DType:
-    """The element type of a declared tensor. Raises UnsupportedError for sequences, maps and strings."""
-
-    kind = info.type.WhichOneof("value")
-    if kind != "tensor_type":
-        raise UnsupportedError(f"the value {info.name!r} is a {(kind or 'value without a type').removesuffix('_type')}, not a tensor")
-    return from_onnx(info.type.tensor_type.elem_type)
