@@ -104,7 +104,7 @@ class Casts:
         return self.wrapped(value, target)
 
     def _float_to_int(self, value: Value, source: DType, target: DType) -> Value:
-        if self.saturating and target.bits >= 8:
+        if self.saturating:
             return saturate.by_intrinsic(self.fn, value, source, target)
         if target.bits < source.bits:
             return saturate.clamped(self.fn, value, source, target, self.lanes_of(source))

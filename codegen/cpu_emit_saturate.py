@@ -18,11 +18,17 @@ def by_intrinsic(fn: Function, value: Value, source: DType, target: DType) -> Va
     have, want = register_type(source), register_type(target)
     name = f"fpto{'s' if target.kind == 'i' else 'u'}i.sat.{suffix(want, value.lanes)}.{suffix(have, value.lanes)}"
     text = f"call {vector(want, value.lanes)} @llvm.{name}({vector(have, value.lanes)} {value.name})"
-    return Value(fn.pure(text, value.depth), value.depth, value.lanes)
+    whole = Value(fn.pure(text, value.depth), value.depth, value.lanes)
+    if target.bits >= 8:
+        return whole
+    low, high = (Value(str(limit)) for limit in integer_limits(target))
+    if target.kind == "u":
+        return ops.call(fn, "umin", want, whole, high)
+    return ops.call(fn, "smin", want, ops.call(fn, "smax", want, whole, low), high)
 
 
 def clamped(fn: Function, value: Value, source: DType, target: DType, lanes: int) -> Value:
-    """For integers whose limits are exact in the float type. ``lanes``: of one vector register."""
+    """For integers whose limits are exact in the float type, where a > b ? a : b keeps its meaning for signalling NaN (x86). ``lanes``: of one vector register."""
     kind = register_type(source)
     low, high = (Value(float_literal(limit)) for limit in integer_limits(target))
     zero = literal(0, source)
