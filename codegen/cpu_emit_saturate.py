@@ -28,7 +28,10 @@ def by_intrinsic(fn: Function, value: Value, source: DType, target: DType) -> Va
 
 
 def clamped(fn: Function, value: Value, source: DType, target: DType, lanes: int) -> Value:
-    """For integers whose limits are exact in the float type, where a > b ? a : b keeps its meaning for signalling NaN (x86). ``lanes``: of one vector register."""
+    """For integers whose limits are exact in the float type. ``lanes``: of one vector register.
+
+    Only where LLVM leaves ``a > b ? a : b`` its meaning for signalling NaN: on x86, not on AArch64.
+    """
     kind = register_type(source)
     low, high = (Value(float_literal(limit)) for limit in integer_limits(target))
     zero = literal(0, source)
