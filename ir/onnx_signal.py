@@ -131,10 +131,13 @@ def _along_any(x: Term, axis: Term, first: int, along: Callable[[Term, int], Ter
 def _dft(x: Term, axis: int, length: DimLike | None, *, inverse: bool, onesided: bool) -> Term:
     last = x.rank - 1
     order = [*(k for k in range(last) if k != axis), axis, last]
+    back = [order.index(k) for k in range(x.rank)]
     x = x.transpose(*order)
     given = x.shape[-2]
     if length is None:
         length = (given - 1) * 2 if inverse and onesided else given
+    if length == 0:
+        return full(x.b, (*x.shape[:-2], 0, 1 if inverse and onesided else 2), 0, x.dtype).transpose(*back)
     half = dims.floordiv(length, 2) + 1
     x = _fitted(x, half if inverse and onesided else length)
     if inverse and onesided:
@@ -145,7 +148,7 @@ def _dft(x: Term, axis: int, length: DimLike | None, *, inverse: bool, onesided:
         y = _transform(x, 1 if inverse else -1)
         y = y / number(x.b, length, x.dtype) if inverse else y
         y = y.part(y.rank - 2, 0, half) if onesided else y
-    return y.transpose(*(order.index(k) for k in range(x.rank)))
+    return y.transpose(*back)
 
 
 def _fitted(x: Term, length: DimLike) -> Term:
