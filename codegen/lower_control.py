@@ -82,6 +82,7 @@ class _LoopLowering:
         self.elements = self.region.outputs[1 + count :]
         self.finals, self.stacks = node.outputs[:count], node.outputs[count:]
         self.changing = self.attrs["shape_symbols"]
+        self.element_symbols = self.attrs["scan_symbols"]
         self.turns_symbol = loop_scan_symbol(self.attrs)
 
     def run(self) -> None:
@@ -140,6 +141,9 @@ class _LoopLowering:
         if self.turns_symbol is not None:
             state.symbols.setdefault(self.turns_symbol, Range(0, None))
             state.emit(SetDim(self.turns_symbol, 0))
+        for _, _, name in self.element_symbols:
+            state.symbols.setdefault(name, Range(0, None))
+            state.emit(SetDim(name, 0))
         buffers = []
         for value in self.stacks:
             buffer = state.homes.get(value) or state.new_buffer(value.name, value.type)
@@ -159,8 +163,11 @@ class _LoopLowering:
         state = self.state
         if self.turns_symbol is not None:
             state.emit(SetDim(self.turns_symbol, dims.symbol(self.counter) + 1))
-        for element, buffer in zip(self.elements, self.stacked, strict=True):
-            if self.turns_symbol is not None:
+        for index, axis, name in self.element_symbols:
+            state.emit(SetDim(name, self.elements[index].shape[axis]))
+        unlike = {index for index, *_ in self.element_symbols}
+        for index, (element, buffer) in enumerate(zip(self.elements, self.stacked, strict=True)):
+            if self.turns_symbol is not None or index in unlike:
                 state.allocate(buffer)
             self._place(element, buffer)
 

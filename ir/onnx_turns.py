@@ -75,6 +75,7 @@ class Turn:
             self._find_inductions(captures)
         if self.counter is not None:
             self.ctx.builder.symbols.pop(str(self.counter), None)
+        self._outer = set(self.ctx.builder.symbols)
         self.counter = loop_counter(self.ctx.builder, self.trip)
         for _ in range(_MAX_ROUNDS):
             attempt = Attempt(self.ctx)
@@ -112,7 +113,7 @@ class Turn:
         body = self._body([again if again is not None else rb.constant(True), *(outputs[k] for k in live), *scans])
         attrs = {
             "carried": len(live), "trip": self.trip, "counter": str(self.counter), "always": again is None, "scans": len(scans),
-            "scan_extent": scan_extent, "shape_symbols": self._shape_symbols(live),
+            "scan_extent": scan_extent, "shape_symbols": self._shape_symbols(live), "scan_symbols": self._scan_symbols(scans),
         }  # fmt: skip
         extra = [value for k, value in enumerate(self.initial) if k in self.fixed and not self._is_known(value)]
         operands = [trip, going, *(self.initial[k] for k in live), *extra, *self.wholes, *self._captures]
@@ -139,6 +140,13 @@ class Turn:
     def _shape_symbols(self, live: Sequence[int]) -> tuple[tuple[int, int, str, str], ...]:
         place = {k: position for position, k in enumerate(live)}
         return tuple((place[k], axis, str(inner), str(outer)) for (k, axis), (inner, outer) in self.changing.items())
+
+    def _scan_symbols(self, scans: Sequence[Value]) -> tuple[tuple[int, int, str], ...]:
+        """A symbol for each extent of a scan's elements that only the body knows."""
+        b = self.ctx.builder
+        inside = b.symbols.keys() - self._outer
+        axes = ((index, axis, extent) for index, value in enumerate(scans) for axis, extent in enumerate(value.shape))
+        return tuple((index, axis, str(b.fresh_symbol("element"))) for index, axis, extent in axes if dims.symbols(extent) & inside)
 
     def _is_known(self, value: Value) -> bool:
         return onnx_content.is_known(self.ctx.builder.contents.get(value))

@@ -128,7 +128,15 @@ def _infer_loop(types: Types, attrs: Attrs, regions: Regions) -> Types:
     for index, (before, after) in enumerate(zip(carried, outputs[1:], strict=False)):
         _need_carried(index, before, after, changing)
     finals = [_with_symbols(index, type_, changing, inner=False) for index, type_ in enumerate(carried)]
-    return (*finals, *(_stacked(type_, attrs["scan_extent"]) for type_ in outputs[1 + count :]))
+    unlike = {(index, axis): name for index, axis, name in attrs["scan_symbols"]}
+    stacks = (_stacked(_scanned(index, type_, unlike), attrs["scan_extent"]) for index, type_ in enumerate(outputs[1 + count :]))
+    return (*finals, *stacks)
+
+
+def _scanned(index: int, type_: TensorType, symbols: Mapping[tuple[int, int], str]) -> TensorType:
+    """The type of the elements of a scan as it is known outside of the loop."""
+    shape = (dims.symbol(symbols[index, axis]) if (index, axis) in symbols else extent for axis, extent in enumerate(type_.shape))
+    return TensorType(type_.dtype, tuple(shape))
 
 
 def _with_symbols(index: int, type_: TensorType, changing: Mapping[tuple[int, int], tuple[str, str]], *, inner: bool) -> TensorType:
@@ -167,6 +175,8 @@ def _evaluate_loop(arrays: Arrays, attrs: Attrs, regions: Regions, env: Env) -> 
             stack.append(element)
         turn += 1
     _bind_after_loop(attrs, carried, turn, env)
+    for index, axis, name in attrs["scan_symbols"]:
+        env[name] = scans[index][0].shape[axis] if scans[index] else 0
     stacks = [_stack(stack, value.type, env) for stack, value in zip(scans, region.outputs[1 + count :], strict=True)]
     return (*carried, *stacks)
 
@@ -204,7 +214,8 @@ register(
         "scan elements stacked on a new axis 0 of extent scan_extent. The attr trip is the known number of turns, or None: then the\n"
         "operand decides. counter is a symbol: the turn, inside the body. always says that cond is true\n"
         "throughout. shape_symbols: (carried index, axis, inner symbol, outer symbol) of carried extents that change; inner is the\n"
-        "extent at the start of a turn, outer that after the loop.",
+        "extent at the start of a turn, outer that after the loop. scan_symbols: (scan index, axis, symbol) of element extents that\n"
+        "the body alone knows; all turns must give the same.",
         operands=(2, None),
         attrs={
             "carried": "int",
@@ -214,8 +225,9 @@ register(
             "scans": "int",
             "scan_extent": "dim or none",
             "shape_symbols": "tuples",
+            "scan_symbols": "tuples",
         },
-        defaults={"shape_symbols": (), "scan_extent": None},
+        defaults={"shape_symbols": (), "scan_extent": None, "scan_symbols": ()},
         regions=1,
         infer=_infer_loop,
         evaluate=_evaluate_loop,

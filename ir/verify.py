@@ -52,7 +52,8 @@ def bound_symbols(node: Node) -> tuple[str, ...]:
     if node.op == "loop":
         outer = [name for *_, name in node.attrs.get("shape_symbols", ())]
         scan = loop_scan_symbol({"scan_extent": None, **node.attrs})
-        return tuple(dict.fromkeys((*outer, *((scan,) if scan else ()))))
+        elements = (name for *_, name in node.attrs.get("scan_symbols", ()))
+        return tuple(dict.fromkeys((*outer, *((scan,) if scan else ()), *elements)))
     return ()
 
 

@@ -75,7 +75,7 @@ def unread_scans(node: Node, context: Context) -> Patch | None:
     """A stack of scan elements that nobody reads is not written. The symbol of its extent must be known without it."""
     carried, scans = node.attrs["carried"], node.outputs[node.attrs["carried"] :]
     kept = [k for k, value in enumerate(scans) if not context.unused(value)]
-    if len(kept) == len(scans) or (not kept and loop_scan_symbol(node.attrs)):
+    if len(kept) == len(scans) or (not kept and loop_scan_symbol(node.attrs)) or node.attrs.get("scan_symbols"):
         return None
     (body,) = node.regions
     outputs = (*body.outputs[: 1 + carried], *(body.outputs[1 + carried + k] for k in kept))
