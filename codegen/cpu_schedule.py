@@ -26,7 +26,7 @@ CHUNK_BYTES = 32768  # of the widest operand: what one turn of a parallel loop o
 _ENOUGH_TURNS = 64  # turns of a parallel loop from which no further loop is flattened into it
 
 # Cost of one vector's worth of an access, in units of a contiguous one.
-_BROADCAST_LOAD, _STRIDED_LOAD, _STRIDED_STORE = 0.3, 0.7, 1.5
+_BROADCAST_LOAD, _STRIDED_LOAD, _STRIDED_STORE = 0.3, 1.5, 2.0
 _JOIN = 8
 _UNROLLED_COST = 24  # operations in a summand from which several accumulators no longer pay
 _TRANSCENDENTAL = frozenset(

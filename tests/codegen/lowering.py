@@ -13,6 +13,7 @@ from tcompile.ir import dims
 from tcompile.ir.graph import Graph, Node, Value
 from tcompile.ir.loops import Kernel
 from tcompile.ir.loops_interpret import run_kernel
+from tcompile.ir.loops_verify import verify_kernel
 from tcompile.ir.ops import evaluate
 from tcompile.ir.target import Target
 
@@ -40,13 +41,16 @@ def run_node(node: Node, arrays: Sequence[np.ndarray], env: Mapping[str, int], s
         shape = [extent if isinstance(extent, int) else dims.evaluate(extent, env) for extent in value.shape]
         memory[value] = np.full(shape, 77).astype(value.dtype.numpy)
     for kernel, values, symbols in kernels_of(node, scope, scheduled=scheduled):
+        verify_kernel(kernel)
         buffers = [memory[value].reshape(-1) for value in values]
         status = run_kernel(kernel, buffers, [env[name] for name in symbols])
         assert status is None, status
     return [memory[value] for value in node.outputs]
 
 
-def check_node(node: Node, arrays: Sequence[np.ndarray], symbols: Graph, env: Mapping[str, int] | None = None, *, rtol: float = 2e-6) -> None:
+def check_node(
+    node: Node, arrays: Sequence[np.ndarray], symbols: Graph, env: Mapping[str, int] | None = None, *, rtol: float = 2e-6
+) -> None:
     """Naive and scheduled kernels give what the op means."""
     expected = evaluate(node.op, arrays, node.attrs, node.regions, dict(env or {}))
     scope = Scope(ranges=symbols.symbols)
@@ -54,6 +58,8 @@ def check_node(node: Node, arrays: Sequence[np.ndarray], symbols: Graph, env: Ma
         got = run_node(node, arrays, env or {}, scope, scheduled=scheduled)
         for mine, theirs in zip(got, expected, strict=True):
             if theirs.dtype.kind in "fV":
-                np.testing.assert_allclose(mine.astype(np.float64), theirs.astype(np.float64), rtol=rtol, atol=rtol, err_msg=f"{scheduled=}")
+                np.testing.assert_allclose(
+                    mine.astype(np.float64), theirs.astype(np.float64), rtol=rtol, atol=rtol, err_msg=f"{scheduled=}"
+                )
             else:
                 np.testing.assert_array_equal(mine, theirs, err_msg=f"{scheduled=}")

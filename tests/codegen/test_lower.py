@@ -40,7 +40,9 @@ class Case:
         elif dtype == dtypes.BOOL:
             array = self.rng.integers(0, 2, shape).astype(bool)
         else:
-            array = self.rng.integers(0 if high is not None or dtype.kind == "u" else -9, 9 if high is None else max(high, 1), shape).astype(dtype.numpy)
+            array = self.rng.integers(
+                0 if high is not None or dtype.kind == "u" else -9, 9 if high is None else max(high, 1), shape
+            ).astype(dtype.numpy)
         self.arrays.append(np.asarray(array))
         return value
 
@@ -305,7 +307,11 @@ def test_group_norm_rows_pass_through_reshapes():
     region = case.builder.region("body")
     r, s = region.input("x", x.dtype, x.shape), region.input("s", scale.dtype, scale.shape)
     grouped = region.reshape(r, (2, 2, 75))
-    mean = region.map("div", region.reduce("add", grouped, (2,), keepdims=True), region.scalar_like(75.0, region.reduce("add", grouped, (2,), keepdims=True)))
+    mean = region.map(
+        "div",
+        region.reduce("add", grouped, (2,), keepdims=True),
+        region.scalar_like(75.0, region.reduce("add", grouped, (2,), keepdims=True)),
+    )
     centred = region.map("sub", grouped, region.broadcast_to(mean, grouped.shape))
     square = region.reduce("add", region.map("mul", centred, centred), (2,), keepdims=True)
     normal = region.reshape(region.map("mul", centred, region.broadcast_to(region.map("rsqrt", square), grouped.shape)), x.shape)

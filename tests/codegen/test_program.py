@@ -13,6 +13,7 @@ from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
 from tcompile.ir.interpret import interpret
 from tcompile.ir.loops import Status
+from tcompile.ir.loops_verify import verify_kernel
 from tcompile.ir.program import Copy, Role
 from tcompile.ir.program_interpret import ProgramStop, run_program
 from tcompile.ir.program_text import print_program, program_buffers, program_kernels, walk
@@ -31,6 +32,8 @@ def builder(**ranges):
 def check(graph, *arrays, rtol=1e-5):
     program = lower(graph, TARGET)
     verify_program(program)
+    for kernel in program_kernels(program):
+        verify_kernel(kernel)
     expected, got = interpret(graph, arrays), run_program(program, arrays)
     assert expected.keys() == got.keys()
     for name, array in expected.items():
