@@ -16,6 +16,7 @@ import numpy as np
 from tcompile.ir.build import Builder
 from tcompile.ir.graph import Node, Value
 from tcompile.passes.layout_forms import BLOCK, Forms, pack_array
+from tcompile.passes.layout_transposed import assign_transposed
 
 STEM_CHANNELS = 8  # a plain input of fewer channels than this is read as it lies
 
@@ -26,6 +27,8 @@ def assign_conv(node: Node, forms: Forms) -> bool:
     weights = forms.constant(forms.plain(w))
     if weights is None or not _supported(node):
         return False
+    if any(d != 1 for d in node.attrs["lhs_dilation"]):
+        return assign_transposed(node, forms)
     groups, channels = node.attrs["groups"], x.shape[1]
     per_group, outputs = weights.shape[1], weights.shape[0]
     common = {name: node.attrs[name] for name in ("strides", "dilation", "dtype")}
@@ -56,7 +59,7 @@ def pack_weights(weights: np.ndarray) -> np.ndarray:
 def _supported(node: Node) -> bool:
     x, w = node.inputs
     known = isinstance(x.shape[1], int) and w.type.is_static and w.type.size > 0
-    return known and all(d == 1 for d in node.attrs["lhs_dilation"]) and min(x.dtype.bits, w.dtype.bits) >= 8
+    return known and min(x.dtype.bits, w.dtype.bits) >= 8
 
 
 def _join_groups(weights: np.ndarray, groups: int) -> tuple[np.ndarray, int] | None:

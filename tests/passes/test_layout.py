@@ -63,7 +63,13 @@ def test_stem_reads_plain_images():
 
 @pytest.mark.parametrize(
     ("channels", "groups", "outputs", "op"),
-    [(24, 24, 24, "depthwise_blocked"), (32, 2, 32, "conv_blocked"), (32, 8, 32, "conv_blocked"), (6, 2, 6, "conv"), (12, 1, 5, "conv_blocked")],
+    [
+        (24, 24, 24, "depthwise_blocked"),
+        (32, 2, 32, "conv_blocked"),
+        (32, 8, 32, "conv_blocked"),
+        (6, 2, 6, "conv"),
+        (12, 1, 5, "conv_blocked"),
+    ],
 )
 def test_groups(channels, groups, outputs, op):
     b = Builder()
@@ -95,7 +101,14 @@ def test_pooling_bias_and_classifier():
     x = b.input("x", F32, (2, 3, 8, 8))
     y = Term(b, conv(b, x, 32, pad=1)) + normal(32, 1, 1)
     pooled = b.emit(
-        "reduce_window", y.value, fn="max", window=(1, 1, 3, 3), strides=(1, 1, 2, 2), dilation=(1,) * 4, low=(0, 0, 1, 1), high=(0, 0, 1, 1)
+        "reduce_window",
+        y.value,
+        fn="max",
+        window=(1, 1, 3, 3),
+        strides=(1, 1, 2, 2),
+        dilation=(1,) * 4,
+        low=(0, 0, 1, 1),
+        high=(0, 0, 1, 1),
     )
     pooled = Term(b, conv(b, pooled, 48))
     flat = pooled.mean(2, 3)
@@ -149,9 +162,24 @@ def test_constant_matrix_is_packed(contract):
     assert "dot_packed" in laid_out(b.graph([y], ["y"]), x=normal(2, 4, 4))
 
 
-def test_transposed_convolution_is_left_alone():
+@pytest.mark.parametrize("outputs", [16, 5])
+@pytest.mark.parametrize(
+    ("kernel", "dilate", "dilation", "low", "high"),
+    [
+        ((2, 2), (2, 2), (1, 1), (1, 1), (1, 1)),
+        ((3, 3), (2, 2), (1, 1), (1, 1), (2, 2)),
+        ((4, 4), (2, 2), (1, 1), (2, 2), (2, 2)),
+        ((3, 2), (3, 1), (1, 1), (2, 0), (0, 1)),
+        ((2, 3), (2, 2), (2, 1), (0, 3), (1, 4)),
+        ((5,), (4,), (1,), (0,), (0,)),
+    ],
+)
+def test_transposed_convolution_is_one_convolution(kernel, dilate, dilation, low, high, outputs):
     b = Builder()
-    x = b.input("x", F32, (1, 16, 4, 4))
-    w = b.constant(normal(16, 16, 3, 3))
-    y = b.emit("conv", x, w, strides=(1, 1), lhs_dilation=(2, 2), dilation=(1, 1), low=(1, 1), high=(1, 1), groups=1, dtype=F32)
-    assert laid_out(b.graph([y], ["y"]), x=normal(1, 16, 4, 4)) == ["conv"]
+    spatial = (4, 5)[: len(kernel)]
+    x = b.input("x", F32, (2, 18, *spatial))
+    w = b.constant(normal(outputs, 18, *kernel))
+    attrs = {"strides": (1,) * len(kernel), "lhs_dilation": dilate, "dilation": dilation, "low": low, "high": high}
+    y = relu(b, b.emit("conv", x, w, groups=1, dtype=F32, **attrs))
+    ops = laid_out(b.graph([y], ["y"]), x=normal(2, 18, *spatial))
+    assert ops.count("conv_blocked") == 1
