@@ -6,7 +6,7 @@
     x < y                                     ->  offsets of x - y against a scalar
 
 Offsets known at compile time stay Python ints, so that a division that never wraps within a vector leaves a
-contiguous access. What does not fit (products of lanes, data-dependent vectors, symbolic divisors) is None: the
+contiguous access. What does not fit (products of lanes, data-dependent vectors, negative divisors) is None: the
 caller works on i64 vectors then.
 """
 
@@ -233,6 +233,8 @@ def _division(names: Names, atom: Call) -> _Division | None:
 
 
 def _floordiv(names: Names, atom: Call) -> Spread | None:
+    if not isinstance(atom.args[1], int):
+        return _symbolic_floordiv(names, atom)
     parts = _division(names, atom)
     if parts is None:
         return None
@@ -251,6 +253,8 @@ def _floordiv(names: Names, atom: Call) -> Spread | None:
 
 
 def _mod(names: Names, atom: Call) -> Spread | None:
+    if not isinstance(atom.args[1], int):
+        return _symbolic_mod(names, atom)
     parts = _division(names, atom)
     if parts is None:
         return None
@@ -268,6 +272,80 @@ def _mod(names: Names, atom: Call) -> Spread | None:
     else:
         numbers = ops.binary(names.fn, "urem", "i32", wrapped, Value(str(parts.divisor)))
     return Spread(_lanes_of(parts), offsets=[Offsets(1, numbers, 0, parts.divisor - 1)])
+
+
+@dataclass(frozen=True)
+class _Wraps:
+    """x = divisor * quotient + rest + offsets; offsets from ``divisor - rest`` on are past a multiple of the divisor.
+
+    ``over``: whether they are; ``turns`` and ``left``: (offset - (divisor - rest)) divided by the divisor.
+    """
+
+    quotient: Value
+    rest: Value
+    offsets: Offsets
+    over: Value
+    turns: Value
+    left: Value
+
+
+_EXACT = 1 << 20  # the division of smaller numbers in f32, truncated, is exact
+
+
+def _wraps(names: Names, atom: Call) -> _Wraps | None:
+    """The division by a symbolic divisor that is not negative; 0 is taken as 1."""
+    dividend, by = atom.args
+    if not index.uniform(names, by) or not dims.nonnegative(by, names.ranges):
+        return None
+    found = spread(names, dividend)
+    one = found and joined(names.fn, found)
+    if not one or one.low < 0 or one.high >= _EXACT:
+        return None
+    fn, divisor = names.fn, index.as_value(index.value(names, by))
+    divisor = ops.call(fn, "umax", "i64", divisor, Value("1"))
+    base = index.as_value(found.base(fn))
+    known = dims.nonnegative(dividend, names.ranges)
+    quotient, rest = index.quotient(fn, base, divisor, known), index.remainder(fn, base, divisor, known)
+    room = _few(fn, ops.binary(fn, "sub", "i64", divisor, rest))
+    past = ops.binary(fn, "sub", "i32", as_vector(one.numbers), room)
+    over = ops.binary(fn, "icmp sge", "i32", past, Value("0"))
+    few = _few(fn, divisor)
+    real = ops.binary(fn, "fdiv", "float", ops.convert(fn, "sitofp", "i32", "float", past), ops.convert(fn, "sitofp", "i32", "float", few))
+    turns = ops.convert(fn, "fptosi", "float", "i32", real)
+    left = ops.binary(fn, "sub", "i32", past, ops.binary(fn, "mul", "i32", turns, few))
+    return _Wraps(quotient, rest, one, over, turns, left)
+
+
+def _few(fn: Function, number: Value) -> Value:
+    """A positive i64 in 32 bits, cut to what offsets never reach."""
+    return ops.convert(fn, "trunc", "i64", "i32", ops.call(fn, "smin", "i64", number, Value(str(_EXACT))))
+
+
+def _symbolic_floordiv(names: Names, atom: Call) -> Spread | None:
+    parts = _wraps(names, atom)
+    if parts is None:
+        return None
+    fn, zero = names.fn, Value("0")
+    divides = ops.binary(fn, "icmp ne", "i64", index.as_value(index.value(names, atom.args[1])), zero)  # x // 0 is 0
+    result = _scalar(ops.select(fn, divides, "i64", parts.quotient, zero), parts.over.lanes)
+    more = ops.binary(fn, "add", "i32", parts.turns, Value("1"))
+    numbers = ops.select(fn, divides, "i32", ops.select(fn, parts.over, "i32", more, zero), zero)
+    result.offsets.append(Offsets(1, numbers, 0, parts.offsets.high + 1))
+    return result
+
+
+def _symbolic_mod(names: Names, atom: Call) -> Spread | None:
+    """rest + offset, or what is left past the last multiple: - rest * over takes the rest away again."""
+    parts = _wraps(names, atom)
+    if parts is None:
+        return None
+    fn = names.fn
+    result = _scalar(parts.rest, parts.over.lanes)
+    numbers = ops.select(fn, parts.over, "i32", parts.left, as_vector(parts.offsets.numbers))
+    result.offsets.append(Offsets(1, numbers, 0, parts.offsets.high))
+    away = ops.binary(fn, "sub", "i64", Value("0"), parts.rest)
+    result.offsets.append(Offsets(away, ops.convert(fn, "zext", "i1", "i32", parts.over), 0, 1))
+    return result
 
 
 def _lanes_of(parts: _Division) -> int:

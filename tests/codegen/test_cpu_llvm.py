@@ -370,3 +370,17 @@ def test_llvm_refusal_is_a_named_error():
 
     with pytest.raises(cpu_llvm.CodegenError, match="LLVM refuses"):
         cpu_llvm.compile_module("define i32 @f() { ret i64 0 }", native_target())
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 7, 16, 40, 3_000_000_000])
+def test_symbolic_divisors_on_lanes(size):
+    places = (
+        floordiv(i + 3 * j, n),
+        mod(i + 3 * j, n),
+        floordiv(2 * i + j, n) * 5 + mod(i, n),
+        floordiv(floordiv(i, n), n + 1),
+        mod(floordiv(i, n), m),
+    )
+    stores = tuple(Store("y", (j, i, k), Index(place)) for k, place in enumerate(places))
+    body = (For("j", 3, (For("i", 60, stores, VECTOR, 16),)),)
+    compare(Kernel("k", (out((3, 60, 5), I64),), ("n", "m"), body), [zeros(3, 60, 5, dtype=np.int64)], [size, 3])
