@@ -150,7 +150,7 @@ def floordiv(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> DimLike:
     if b == 1:
         return a
     quotient, rest = _divide(a, b)
-    if _within(rest, b, ranges):
+    if rest == 0 or _within(rest, b, ranges):  # q*b // b == q: a b of 0 has no quotient to get wrong
         return quotient
     if isinstance(rest, int) and isinstance(b, int):
         return quotient + rest // b
@@ -173,7 +173,7 @@ def mod(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> DimLike:
     if b == 1:
         return 0
     rest = _divide(a, b)[1]
-    if _within(rest, b, ranges):
+    if rest == 0 or _within(rest, b, ranges):
         return rest
     if isinstance(rest, int) and isinstance(b, int):
         return rest % b
@@ -307,6 +307,12 @@ def lower_bound(d: DimLike, ranges: Ranges) -> int | None:
 def upper_bound(d: DimLike, ranges: Ranges) -> int | None:
     """A constant that d is never above, or None."""
     return _bound(d, ranges, upper=True)
+
+
+def arguments(d: DimLike, fn: str) -> tuple[DimLike, ...]:
+    """The arguments of an expression that is nothing but a call of ``fn``; () for any other."""
+    call = _only_atom(d, fn) if isinstance(d, Dim) else None
+    return () if call is None else call.args
 
 
 def linear(d: DimLike, name: str) -> tuple[DimLike, DimLike] | None:

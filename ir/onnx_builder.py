@@ -76,6 +76,10 @@ class ImportBuilder(Builder):
         self.contents[scalar] = np.array(bound, object)
         return bound
 
+    def shorten(self, expr: DimLike, hint: str, lo: DimLike = 0, hi: DimLike | None = None) -> DimLike:
+        """A new symbol in place of an expression that only makes those that use it long."""
+        return expr if isinstance(expr, int) else super().bind_dim(self.dim(expr), hint, lo, hi)
+
     def bind_integer(self, scalar: Value, hint: str = "k") -> DimLike:
         """The run-time value of an i64 scalar of any sign as an expression, kept within 2**40 of 0.
 

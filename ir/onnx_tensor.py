@@ -13,7 +13,7 @@ from tcompile.ir.onnx_context import Item, OpContext
 from tcompile.ir.onnx_registry import onnx_op
 from tcompile.ir.terms import Term, number
 
-_ENDLESS = 2**31 - 1  # exporters write this, or the largest i64, for "to the end"
+_ENDLESS = 10**9  # "to the end": tf2onnx writes this, others the largest i32 or i64; no axis is as long
 
 # Join and split ---------------------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ def _slice_any_step(ctx: OpContext, x: Value, axis: int, start: DimLike, end: Di
     first, last = (a + backwards * (c - a) for a, c in zip(up, down, strict=True))
     stride = step * (1 - backwards * 2)
     distance = (last - first) * (1 - backwards * 2)
-    size = b.bind_dim(b.dim(dims.maximum(0, dims.ceildiv(distance, dims.maximum(1, stride)))), "sliced", 0, extent)
+    size = b.shorten(dims.maximum(0, dims.ceildiv(distance, dims.maximum(1, stride))), "sliced", 0, extent)
     index = Term(b, b.iota((size,))) * number(b, step, I64) + number(b, first, I64)
     return b.emit("gather", x, index.value, axis=axis)
 
@@ -111,11 +111,18 @@ def _slice_extent(ctx: OpContext, extent: DimLike, start: DimLike, end: DimLike,
     """The first element and the count of ``start:end:step``."""
     symbols = ctx.builder.symbols
     first, last = _bounds(ctx, extent, start, end, step)
-    distance = last - first if step > 0 else first - last
+    distance = _distance(ctx, first, last) if step > 0 else _distance(ctx, last, first)
     size = dims.maximum(0, dims.ceildiv(distance, abs(step), symbols), symbols)
     if ctx.is_run_time(first, size):
-        size = ctx.builder.bind_dim(ctx.builder.dim(size), "sliced", 0, extent)
+        size = ctx.builder.shorten(size, "sliced", 0, extent)
     return first, size
+
+
+def _distance(ctx: OpContext, low: DimLike, high: DimLike) -> DimLike:
+    # n - max(0, n - 1) == min(n, 1), of which more can be proved
+    parts = dims.arguments(low, "max")
+    symbols = ctx.builder.symbols
+    return dims.minimum(high - parts[0], high - parts[1], symbols) if parts else high - low
 
 
 def _bounds(ctx: OpContext, extent: DimLike, start: DimLike, end: DimLike, step: int) -> tuple[DimLike, DimLike]:
