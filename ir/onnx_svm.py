@@ -10,10 +10,10 @@ from tcompile.ir import dtypes
 from tcompile.ir.dims import DimLike
 from tcompile.ir.graph import Value
 from tcompile.ir.onnx_context import Item, OpContext
-from tcompile.ir.onnx_loops import loop_while
+from tcompile.ir.onnx_loops import counted_loop, loop_while
 from tcompile.ir.onnx_registry import onnx_op
 from tcompile.ir.onnx_scores import best_class, class_labels, floats_of, label_item, post_transform, two_columns
-from tcompile.ir.terms import Term, as_term, full, join
+from tcompile.ir.terms import Term, as_term, full, number
 
 _CLIP = 1e-7  # pairwise probabilities stay this far from 0 and 1
 _TURNS = 100
@@ -109,10 +109,7 @@ def _probabilities(ctx: OpContext, scores: Term, count: int) -> Term:
     b = scores.b
     slope, offset = as_term(b, _floats(ctx, "prob_a"), scores.dtype), as_term(b, _floats(ctx, "prob_b"), scores.dtype)
     pairwise = (-(scores * slope + offset)).map("sigmoid").map("max", _CLIP).map("min", 1 - _CLIP)
-    columns: list[list[Term | None]] = [[None] * count for _ in range(count)]
-    for k, (i, j) in enumerate(itertools.combinations(range(count), 2)):
-        columns[i][j], columns[j][i] = pairwise.part(1, k, 1), 1 - pairwise.part(1, k, 1)
-    quadratic = _quadratic(columns)  # [n, classes, classes]
+    quadratic = _quadratic(pairwise, count)  # [n, classes, classes]
     start = full(b, (scores.shape[0], count), 1.0 / count, scores.dtype)
     going = full(b, (scores.shape[0], 1), True, dtypes.BOOL)
 
@@ -129,34 +126,30 @@ def _probabilities(ctx: OpContext, scores: Term, count: int) -> Term:
     return p
 
 
-def _quadratic(r: list[list[Term | None]]) -> Term:
-    """Q[t, t] = sum over j != t of r[j, t]^2, Q[t, j] = -r[j, t] r[t, j]."""
-    count = len(r)
-    rows = []
-    for t in range(count):
-        entries = []
-        for j in range(count):
-            if j != t:
-                entries.append(-(r[j][t] * r[t][j]))
-                continue
-            squares = [r[i][t] * r[i][t] for i in range(count) if i != t]
-            total = squares[0]
-            for square in squares[1:]:
-                total = total + square
-            entries.append(total)
-        rows.append(join(entries, 1).expand(1))
-    return join(rows, 1)
+def _quadratic(pairwise: Term, count: int) -> Term:
+    """Q[t, t] = sum over j != t of r[j, t]^2, Q[t, j] = -r[j, t] r[t, j], of pairwise probabilities [n, pairs]."""
+    b, rows = pairwise.b, pairwise.shape[0]
+    place = np.zeros((count, count), np.int64)
+    upper = np.triu_indices(count, 1)
+    place[upper] = np.arange(len(upper[0]))
+    known = pairwise.take((place + place.T).reshape(-1), 1).reshape(rows, count, count)
+    below, unit = np.tril(np.ones((count, count), np.float32), -1), np.eye(count, dtype=np.float32)
+    # r below the diagonal is 1 - r above it; 0 on it
+    r = known * as_term(b, 1 - unit - 2 * below, known.dtype) + as_term(b, below, known.dtype)
+    return as_term(b, unit, r.dtype) * (r * r).sum(1, keepdims=True) - r * r.transpose(0, 2, 1)
 
 
 def _sweep(p: Term, q: Term, gradient: Term, value: Term, count: int) -> Term:
     """One Gauss-Seidel sweep over the classes."""
-    for t in range(count):
-        row = q.at(1, t)
+
+    def step(t: DimLike, carried: list[Term], captures: list[Term]) -> tuple[list[Term], list[Term]]:
+        (p, gradient, value), (q,) = carried, captures
+        row, slope = q.at(1, t), gradient.part(1, t, 1)
         diagonal = row.part(1, t, 1)
-        diff = (value - gradient.part(1, t, 1)) / diagonal
+        diff = (value - slope) / diagonal
         scale = diff + 1
-        value = (value + diff * (diff * diagonal + gradient.part(1, t, 1) * 2)) / (scale * scale)
-        unit = as_term(p.b, np.eye(count, dtype=np.float32)[t], p.dtype)
-        p = (p + unit * diff) / scale
-        gradient = (gradient + row * diff) / scale
-    return p
+        unit = Term(p.b, p.b.iota((count,))).equals(number(p.b, t, dtypes.I64)).convert(p.dtype)
+        value = (value + diff * (diff * diagonal + slope * 2)) / (scale * scale)
+        return [(p + unit * diff) / scale, (gradient + row * diff) / scale, value], []
+
+    return counted_loop(p.b, count, [p, gradient, value], [q], step)[0][0]
