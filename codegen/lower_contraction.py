@@ -5,8 +5,10 @@ for each result: total = 0; for each term: total = a * b + total
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tcompile.codegen.draft import Draft, Scope
-from tcompile.codegen.scalar import cast, compare, const, op, select
+from tcompile.codegen.scalar import cast, compare, const, op, rounded, select
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Shape, product
 from tcompile.ir.dtypes import DType
@@ -29,8 +31,8 @@ def lower_dot(node: Node, scope: Scope) -> list[Draft]:
             right = _placed(b.rank, (batch_b, batch), (free_b, columns), (contract_b, k))
             return draft.element(a, left), draft.element(b, right)
 
-        total = _sum_of_products(draft, tuple(a.shape[k] for k in contract_a), _wide(node), term)
-        draft.store(node.output, at, cast(total, node.output.dtype))
+        total = sum_of_products(draft, tuple(a.shape[k] for k in contract_a), accumulation_type(node), term)
+        draft.store(node.output, at, rounded(total, node.output.dtype))
     draft.flops = node.output.type.size * product(a.shape[k] for k in contract_a) * 2
     return [draft]
 
@@ -39,19 +41,19 @@ def lower_conv(node: Node, scope: Scope) -> list[Draft]:
     """out[n, o, i] = sum over c, k of x[n, c, (i * stride + k * dilation - low) / lhs_dilation] * w[o, c, k]."""
     x, w = node.inputs
     draft = Draft("conv", node, scope)
-    per_group = dims.floordiv(w.shape[0], node.attrs["groups"])
+    per_group, wide = dims.floordiv(w.shape[0], node.attrs["groups"]), accumulation_type(node)
     with draft.nest.loops(node.output.shape, independent=True) as at:
         group = dims.floordiv(at[1], per_group, draft.nest.ranges)
 
         def term(k: Shape) -> tuple[Expr, Expr]:
             positions, inside = _taps(draft, node, x, at[2:], k[1:])
-            left = draft.element(x, (at[0], group * w.shape[1] + k[0], *positions), inside)
+            left = cast(draft.element(x, (at[0], group * w.shape[1] + k[0], *positions), inside), wide)
             if inside is not None:
-                left = select(inside, left, const(0, x.dtype))
+                left = select(inside, left, const(0, wide))  # not of x's type: f8e8m0 has no zero
             return left, draft.element(w, (at[1], *k))
 
-        total = _sum_of_products(draft, w.shape[1:], _wide(node), term)
-        draft.store(node.output, at, cast(total, node.output.dtype))
+        total = sum_of_products(draft, w.shape[1:], wide, term)
+        draft.store(node.output, at, rounded(total, node.output.dtype))
     draft.flops = node.output.type.size * product(w.shape[1:]) * 2
     return [draft]
 
@@ -71,7 +73,8 @@ def _taps(draft: Draft, node: Node, x: Value, at: Shape, tap: Shape) -> tuple[Sh
     return tuple(positions), inside
 
 
-def _sum_of_products(draft: Draft, extents: Shape, wide: DType, term) -> Expr:
+def sum_of_products(draft: Draft, extents: Shape, wide: DType, term: Callable[[Shape], tuple[Expr, Expr]]) -> Expr:
+    """The sum over ``extents`` of the products that ``term`` gives, in the type ``wide``."""
     nest = draft.nest
     total = nest.alloc(wide, (1,), Space.REGISTER)
     nest.store(total, 0, const(0, wide))
@@ -85,7 +88,7 @@ def _sum_of_products(draft: Draft, extents: Shape, wide: DType, term) -> Expr:
     return nest.let(Load(total, (0,), wide))
 
 
-def _wide(node: Node) -> DType:
+def accumulation_type(node: Node) -> DType:
     """The type that sums: the widest of the factors' and the result's compute types; integers wrap in the result's."""
     if not node.output.dtype.is_float:
         return node.output.dtype

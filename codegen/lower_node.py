@@ -10,6 +10,7 @@ from tcompile.codegen.canonical import canonical
 from tcompile.codegen.cpu_schedule import schedule
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.inline import INLINABLE
+from tcompile.codegen.lower_blocked import lower_conv_blocked, lower_conv_stem, lower_depthwise, lower_dot_packed
 from tcompile.codegen.lower_contraction import lower_conv, lower_dot
 from tcompile.codegen.lower_map import lower_dims, lower_map
 from tcompile.codegen.lower_random import lower_random
@@ -36,6 +37,10 @@ _NAIVE: dict[str, Callable[[Node, Scope], list[Draft]]] = {
     "cumulative": lower_cumulative,
     "dot_general": lower_dot,
     "conv": lower_conv,
+    "dot_packed": lower_dot_packed,
+    "conv_blocked": lower_conv_blocked,
+    "conv_stem": lower_conv_stem,
+    "depthwise_blocked": lower_depthwise,
     "scatter_nd": lower_scatter_nd,
     "scatter_elements": lower_scatter_elements,
     "compact": lower_compact,

@@ -283,6 +283,24 @@ def test_conv(symbolic, lhs_dilation, groups):
     case.check(rtol=1e-5)
 
 
+def test_dot_packed():
+    case = Case()
+    case.builder.emit("dot_packed", case.tensor((2, 5, 7), dtypes.F64), case.tensor((3, 7, 8), dtypes.F64), columns=19, dtype=dtypes.F64)
+    case.check()
+
+
+@pytest.mark.parametrize(("op", "x", "w", "more"), [
+    ("conv_blocked", (1, 4, 7, 9, 4), (6, 2, 3, 2, 4, 4), {"groups": 2}),
+    ("conv_stem", (2, 3, 7, 9), (2, 3, 3, 2, 8), {}),
+    ("depthwise_blocked", (1, 3, 7, 9, 8), (3, 3, 2, 8), {}),
+])  # fmt: skip
+def test_blocked_convolutions(op, x, w, more):
+    case = Case()
+    x, w = case.tensor(x, dtypes.F64), case.tensor(w, dtypes.F64)
+    case.builder.emit(op, x, w, strides=(2, 1), dilation=(1, 2), dtype=dtypes.F64, **more)
+    case.check()
+
+
 def fused_softmax(case, shape, axes):
     x = case.tensor(shape)
     region = case.builder.region("body")
