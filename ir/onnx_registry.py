@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-# Every module that registers handlers. A module that does not exist yet is an error, not a gap.
+# Every module that registers handlers.
 FAMILIES = (
     "onnx_elementwise",
     "onnx_shape",
@@ -88,8 +88,4 @@ def registered() -> dict[tuple[str, str], list[Registration]]:
 def load_families() -> None:
     """Imports every family once; done on first use, because families import this module themselves."""
     for name in FAMILIES:
-        try:
-            importlib.import_module(f"tcompile.ir.{name}")
-        except ModuleNotFoundError as error:
-            if error.name != f"tcompile.ir.{name}":
-                raise
+        importlib.import_module(f"tcompile.ir.{name}")
