@@ -14,8 +14,10 @@ from tcompile.ir.terms import Term
 
 
 def _channel(ctx: OpContext, k: int, rank: int, dtype: DType) -> Term:
-    """Operand k [C], shaped to broadcast over [N, C, ...]."""
+    """Operand k [C], shaped to broadcast over [N, C, ...]; one per element ([C, ...], BatchNormalization's old spatial = 0) does."""
     value = Term(ctx.builder, ctx.input(k)).convert(dtype)
+    if value.rank > 1:
+        return value
     return value.reshape(value.shape[0], *(1,) * (rank - 2))
 
 
