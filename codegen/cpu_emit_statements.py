@@ -1,7 +1,7 @@
-"""Statements: loops, branches, stores, checks. One ``Statements`` emits the body of one kernel.
+"""Statements: stores, branches, checks, and the kinds of loops. One ``Statements`` emits the body of one kernel.
 
-Loops are bottom-tested behind a guard (none where the extent is a constant), so that the block before the loop
-runs only when its body does, and what leaves the loop can go there. Register buffers become phis.
+A vector loop is a loop over full vectors and a tail: masked where the target masks all element sizes the body
+accesses, else one element at a time; of constant length, as one shorter vector.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from tcompile.codegen import cpu_emit_index as index
 from tcompile.codegen import cpu_emit_lanes as ops
 from tcompile.codegen import cpu_emit_registers as registers
 from tcompile.codegen import cpu_emit_scratch as scratch
-from tcompile.codegen.cpu_emit_expressions import Expressions, storage_type
+from tcompile.codegen.cpu_emit_control import Control, State, roots, walk
 from tcompile.codegen.cpu_emit_function import Block as Code
 from tcompile.codegen.cpu_emit_function import Function
 from tcompile.codegen.cpu_emit_index import Lane
 from tcompile.codegen.cpu_emit_memory import Buffer
-from tcompile.codegen.cpu_emit_registers import Key, Registers
-from tcompile.codegen.cpu_emit_values import Value, is_narrow, vector
+from tcompile.codegen.cpu_emit_registers import Registers
+from tcompile.codegen.cpu_emit_values import Value
 from tcompile.errors import InvalidModelError, UnsupportedError
 from tcompile.ir import dims
 from tcompile.ir.dims import Range
@@ -30,10 +30,9 @@ from tcompile.ir.target import Target
 
 STATUS_CODES = {status: code for code, status in enumerate(Status, 1)}
 _UNBOUNDED = Range(-(2**63), 2**63 - 1)
-State = dict[tuple[str, Key], Value]
 
 
-class Statements(Expressions):
+class Statements(Control):
     """Emits statements at the current place of ``fn``."""
 
     def __init__(self, fn: Function, target: Target, kernel: Kernel) -> None:
@@ -43,7 +42,6 @@ class Statements(Expressions):
         self.register_lanes = registers.lanes_of(kernel)
         self.first = kernel.body[0] if kernel.body else None
         self._failures: dict[Status, Code] = {}
-        self._stores: dict[int, tuple[Block, frozenset[str]]] = {}
 
     # Blocks --------------------------------------------------------------------------------------------------
 
@@ -131,47 +129,22 @@ class Statements(Expressions):
         if cond.literal:
             self._nested(stmt.then if cond.name == "true" else stmt.otherwise)
             return
-        before, state = self.fn.current, self._state()
+        before, state = self.fn.current, self.state()
         ends = [self._branch(block, state) for block in (stmt.then, stmt.otherwise)]
         merge = self.fn.block()
         before.lines.append(f"br i1 {cond.name}, label %{ends[0][0].label}, label %{ends[1][0].label}")
         for _, last, _ in ends:
             last.lines.append(f"br label %{merge.label}")
         self.fn.enter(merge)
-        self._merge([(last, after) for _, last, after in ends], state)
+        self.merge([(last, after) for _, last, after in ends], state)
 
     def _branch(self, block: Block, state: State) -> tuple[Code, Code, State]:
-        self._restore(state)
+        self.restore(state)
         first = self.fn.block()
         self.fn.push(first, unconditional=False)
         self._nested(block)
-        after = self._state()
+        after = self.state()
         return first, self.fn.pop(), after
-
-    def _merge(self, ends: list[tuple[Code, State]], before: State) -> None:
-        for key in dict.fromkeys(key for _, after in ends for key in after):
-            values = [after.get(key) or self.register(self.buffers[key[0]], key[1]) for _, after in ends]
-            if values[0] is values[1]:
-                continue
-            sources = ", ".join(f"[ {_raw(value)}, %{last.label} ]" for value, (last, _) in zip(values, ends, strict=True))
-            buffer = self.buffers[key[0]]
-            name = self.fn.value(f"phi {_register_type(buffer)} {sources}")
-            buffer.values[key[1]] = _register(buffer, name, self.fn.depth)
-
-    def _state(self) -> State:
-        return {
-            (name, key): value
-            for name, buffer in self.buffers.items()
-            if isinstance(buffer, Registers)
-            for key, value in buffer.values.items()
-        }
-
-    def _restore(self, state: State) -> None:
-        for buffer in self.buffers.values():
-            if isinstance(buffer, Registers):
-                buffer.values = {}
-        for (name, key), value in state.items():
-            self.buffers[name].values[key] = value
 
     # Loops ---------------------------------------------------------------------------------------------------
 
@@ -217,13 +190,13 @@ class Statements(Expressions):
             if extent == 1:
                 self._body(loop, 0)
             return
-        self._counted(0, extent, 1, loop.body, lambda place: self._body(loop, place))
+        self.counted(0, extent, 1, loop.body, lambda place: self._body(loop, place))
 
     def _parallel(self, loop: For) -> None:
         if loop is not self.first:
             raise InvalidModelError(f"parallel loop {loop.var}: expected the first statement of the kernel")
         begin, end = Value("%begin"), Value("%end")
-        self._counted(begin, end, 1, loop.body, lambda place: self._body(loop, place))
+        self.counted(begin, end, 1, loop.body, lambda place: self._body(loop, place))
 
     def _vector(self, loop: For) -> None:
         if self.lanes:
@@ -245,7 +218,7 @@ class Statements(Expressions):
     def _constant_lanes(self, loop: For, extent: int) -> None:
         full, rest = divmod(max(extent, 0), loop.width)
         if full > 1 and not self._uses_registers(loop):
-            self._counted(0, full * loop.width, loop.width, loop.body, lambda start: self._with_lanes(loop, start, loop.width))
+            self.counted(0, full * loop.width, loop.width, loop.body, lambda start: self._with_lanes(loop, start, loop.width))
         else:
             for number in range(full):
                 self._with_lanes(loop, number * loop.width, loop.width)
@@ -263,16 +236,16 @@ class Statements(Expressions):
         if high is not None and high <= loop.width and (self._uses_registers(loop) or self._masks(loop)):
             # one vector holds all: lane 0 is element 0, so that registers may be indexed
             some = self._first_lanes(extent, loop.width)
-            self._counted(0, extent, loop.width, loop.body, lambda start: self._with_lanes(loop, 0, loop.width, some), once=True)
+            self.counted(0, extent, loop.width, loop.body, lambda start: self._with_lanes(loop, 0, loop.width, some), once=True)
             return
         full = ops.binary(self.fn, "and", "i64", extent, Value(str(-loop.width)))
-        self._counted(0, full, loop.width, loop.body, lambda start: self._with_lanes(loop, start, loop.width))
+        self.counted(0, full, loop.width, loop.body, lambda start: self._with_lanes(loop, start, loop.width))
         if not self._masks(loop):
-            self._counted(full, extent, 1, loop.body, lambda place: self._body(loop, place))
+            self.counted(full, extent, 1, loop.body, lambda place: self._body(loop, place))
             return
         rest = ops.binary(self.fn, "sub", "i64", extent, full)
         some = self._first_lanes(rest, loop.width)
-        self._counted(full, extent, loop.width, loop.body, lambda start: self._with_lanes(loop, start, loop.width, some), once=True)
+        self.counted(full, extent, loop.width, loop.body, lambda start: self._with_lanes(loop, start, loop.width, some), once=True)
 
     def _first_lanes(self, count: Value, lanes: int) -> Value:
         """The mask of the first ``count`` lanes, which is at most ``lanes``: 32 bits compare in half the registers of 64."""
@@ -286,8 +259,8 @@ class Statements(Expressions):
     def _accessed(self, block: Block) -> frozenset[int]:
         """Element sizes of the memory accesses of a block."""
         found: set[int] = set()
-        for stmt in _walk(block):
-            for expr in postorder(*_roots(stmt)):
+        for stmt in walk(block):
+            for expr in postorder(*roots(stmt)):
                 if isinstance(expr, Load):
                     found.add(expr.dtype.bytes)
             if isinstance(stmt, Store):
@@ -296,98 +269,10 @@ class Statements(Expressions):
 
     def _uses_registers(self, loop: For) -> bool:
         """Whether a body indexes registers by the lane variable, so that the start must be a constant."""
-        accesses = [(stmt.buffer, stmt.indices) for stmt in _walk(loop.body) if isinstance(stmt, Store)]
-        for stmt in _walk(loop.body):
-            accesses += [(expr.buffer, expr.indices) for expr in postorder(*_roots(stmt)) if isinstance(expr, Load)]
+        accesses = [(stmt.buffer, stmt.indices) for stmt in walk(loop.body) if isinstance(stmt, Store)]
+        for stmt in walk(loop.body):
+            accesses += [(expr.buffer, expr.indices) for expr in postorder(*roots(stmt)) if isinstance(expr, Load)]
         return any(name in self.register_lanes and loop.var in dims.shape_symbols(indices) for name, indices in accesses)
-
-    # Control flow --------------------------------------------------------------------------------------------
-
-    def _counted(
-        self, start: int | Value, stop: int | Value, step: int, body: Block, emit: Callable[[Value], None], *, once: bool = False
-    ) -> None:
-        """for place = start; place < stop; place += step: emit(place). ``once``: one turn at most."""
-        stored = self.stored(body)
-        guarded = not (isinstance(start, int) and isinstance(stop, int) and start < stop)
-        first, last = index.as_value(start), index.as_value(stop)
-        guard: Code | None = None
-        cond = ""
-        if guarded:
-            cond = ops.binary(self.fn, "icmp slt", "i64", first, last)
-            before = self._state()
-            guard = self.fn.current
-            preheader = self.fn.block()
-            self.fn.push(preheader, unconditional=False)
-        else:
-            preheader = self.fn.current
-            before = {}
-        for name in sorted(stored):
-            self.touched(name)
-        if once:
-            emit(first)
-            end = self.fn.current
-        else:
-            end = self._loop(preheader, first, last, step, body, emit)
-        if guard is None:
-            return
-        end = self.fn.pop()
-        after = self._state()
-        exit_block = self.fn.block()
-        guard.lines.append(f"br i1 {cond.name}, label %{preheader.label}, label %{exit_block.label}")
-        end.lines.append(f"br label %{exit_block.label}")
-        self.fn.enter(exit_block)
-        self._merge([(end, after), (guard, before)], before)
-
-    def _loop(self, preheader: Code, first: Value, last: Value, step: int, body: Block, emit: Callable[[Value], None]) -> Code:
-        """A loop of at least one turn; ends in its exit block."""
-        outer_depth = self.fn.depth
-        header = self.fn.block()
-        self.fn.push(header, unconditional=True, stored=self._groups(body))
-        place = Value(self.fn.name(), self.fn.depth)
-        header.lines.append("")
-        phis = self._open_phis(self.stored(body))
-        emit(place)
-        latch = self.fn.current
-        following = self.fn.value(f"add nuw nsw i64 {place.name}, {step}")
-        more = self.fn.value(f"icmp slt i64 {following}, {last.name}")
-        exit_block = self.fn.block()
-        self.fn.effect(f"br i1 {more}, label %{header.label}, label %{exit_block.label}{_turns(first, last, step)}")
-        header.lines[0] = f"{place.name} = phi i64 [ {first.name}, %{preheader.label} ], [ {following}, %{latch.label} ]"
-        self._close_phis(phis, header, preheader, latch)
-        self.fn.pop()
-        preheader.lines.append(f"br label %{header.label}")
-        self.fn.enter(exit_block)
-        self._leave(outer_depth)
-        return exit_block
-
-    def _open_phis(self, stored: frozenset[str]) -> list[tuple[int, Registers, Key, str, Value]]:
-        """A phi for each register that a loop may change; lines to be filled when the loop is written."""
-        header, made = self.fn.current, []
-        for name in sorted(stored):
-            buffer = self.buffers.get(name)
-            if not isinstance(buffer, Registers):
-                continue
-            for key in buffer.elements():
-                before, phi = self.register(buffer, key), self.fn.name()
-                made.append((len(header.lines), buffer, key, phi, before))
-                header.lines.append("")
-                buffer.values[key] = _register(buffer, phi, self.fn.depth)
-        return made
-
-    def _close_phis(self, phis: list[tuple[int, Registers, Key, str, Value]], header: Code, preheader: Code, latch: Code) -> None:
-        for line, buffer, key, phi, before in phis:
-            after = buffer.values[key]
-            header.lines[line] = (
-                f"{phi} = phi {_register_type(buffer)} [ {_raw(before)}, %{preheader.label} ], [ {_raw(after)}, %{latch.label} ]"
-            )
-
-    def _leave(self, depth: int) -> None:
-        """Registers assigned in scopes that ended: their values dominate what follows at ``depth``."""
-        for buffer in self.buffers.values():
-            if isinstance(buffer, Registers):
-                for key, value in buffer.values.items():
-                    if value.depth > depth:
-                        buffer.values[key] = _register(buffer, _raw(value), depth)
 
     def _while(self, stmt: While) -> None:
         if self.lanes:
@@ -397,43 +282,27 @@ class Statements(Expressions):
         for name in sorted(stored):
             self.touched(name)
         header = self.fn.block()
-        self.fn.push(header, unconditional=True, stored=self._groups(stmt.body))
-        phis = self._open_phis(stored)
+        self.fn.push(header, unconditional=True, stored=self.groups(stmt.body))
+        phis = self.open_phis(stored)
         memo = self.forget()
         cond, test = self.value(stmt.cond), self.fn.current
         self.recall(memo)
         body = self.fn.block()
-        state = self._state()
+        state = self.state()
         self.fn.push(body, unconditional=False)
         self._nested(stmt.body)
         latch = self.fn.pop()
-        self._close_phis(phis, header, preheader, latch)
+        self.close_phis(phis, header, preheader, latch)
         exit_block = self.fn.block()
         latch.lines.append(f"br label %{header.label}")
         test.lines.append(f"br i1 {cond.name}, label %{body.label}, label %{exit_block.label}")
         self.fn.pop()
         preheader.lines.append(f"br label %{header.label}")
         self.fn.enter(exit_block)
-        self._restore(state)
-        self._leave(outer_depth)
+        self.restore(state)
+        self.leave(outer_depth)
         for name in sorted(stored):
             self.touched(name)
-
-    # What a block stores to ----------------------------------------------------------------------------------
-
-    def stored(self, block: Block) -> frozenset[str]:
-        """Names of the buffers that a block stores to and that are known here."""
-        known = self._stores.get(id(block))
-        if known is None or known[0] is not block:
-            names = frozenset(stmt.buffer for stmt in _walk(block) if isinstance(stmt, Store))
-            known = self._stores[id(block)] = (block, names)
-        return frozenset(name for name in known[1] if name in self.buffers)
-
-    def _groups(self, block: Block) -> frozenset[str]:
-        """Groups that a block stores to, of buffers it allocates itself too: a load of those must not leave it either."""
-        self.stored(block)
-        names = self._stores[id(block)][1]
-        return frozenset(buffer.group if isinstance(buffer := self.buffers.get(name), Buffer) else name for name in names)
 
     _STATEMENTS: ClassVar[dict[type, Callable[[Statements, Stmt], None]]] = {
         Let: _let,
@@ -444,49 +313,3 @@ class Statements(Expressions):
         For: _for,
         While: _while,
     }
-
-
-def _register_type(buffer: Registers) -> str:
-    return vector(storage_type(buffer.dtype), buffer.lanes)
-
-
-def _register(buffer: Registers, name: str, depth: int) -> Value:
-    return Value(None, depth, buffer.lanes, name) if is_narrow(buffer.dtype) else Value(name, depth, buffer.lanes)
-
-
-def _raw(value: Value) -> str:
-    """The text of a register: the stored bits of a narrow float."""
-    return value.bits if value.bits is not None else value.name
-
-
-def _walk(block: Block):
-    for stmt in block:
-        yield stmt
-        if isinstance(stmt, For | While):
-            yield from _walk(stmt.body)
-        elif isinstance(stmt, If):
-            yield from _walk(stmt.then)
-            yield from _walk(stmt.otherwise)
-
-
-def _roots(stmt: Stmt) -> tuple:
-    match stmt:
-        case Store(value=value, mask=mask):
-            return (value,) if mask is None else (value, mask)
-        case Let(value=value):
-            return (value,)
-        case Check(cond=cond) | If(cond=cond) | While(cond=cond):
-            return (cond,)
-    return ()
-
-
-def _turns(first: Value, last: Value, step: int) -> str:
-    """The branch weights of a loop with known bounds.
-
-    Registers go to the loop that LLVM thinks runs most: without weights, the deepest one, which would spill a
-    micro-kernel's accumulators for the constants of its epilogue.
-    """
-    if not (first.literal and last.literal):
-        return ""
-    turns = -(-(int(last.name) - int(first.name)) // step)
-    return f', !prof !{{!"branch_weights", i32 {min(max(turns - 1, 1), 1 << 30)}, i32 1}}'
