@@ -179,11 +179,12 @@ def _constant(self: Inliner, node: Node, at: Shape, guard: Expr | None) -> Expr:
 
 def _dim(self: Inliner, node: Node, at: Shape, guard: Expr | None) -> Expr:
     exprs = node.attrs["exprs"]
+    place = ravel(at, node.attrs["shape"])
+    if isinstance(place, int):
+        return index_value(exprs[place])
     result = index_value(exprs[-1])
     for k in reversed(range(len(exprs) - 1)):
-        if isinstance(at[0], int):
-            return index_value(exprs[at[0]])
-        result = select(compare("eq", at[0], k), index_value(exprs[k]), result)
+        result = select(compare("eq", place, k), index_value(exprs[k]), result)
     return result
 
 
@@ -238,6 +239,8 @@ def _pad(self: Inliner, node: Node, at: Shape, guard: Expr | None) -> Expr:
         return self.value(source, tuple(_reflected(self, mode, i, e) for i, e in zip(shifted, source.shape, strict=True)), guard)
     inside: Expr | None = None
     for index, extent in zip(shifted, source.shape, strict=True):
+        if _never(self, index, extent):
+            return self.value(node.inputs[1], (), guard)
         inside = self.guarded(inside, self.within(index, extent))
     if inside is None:
         return self.value(source, tuple(shifted), guard)

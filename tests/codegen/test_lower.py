@@ -7,9 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tcompile.codegen.draft import Scope
+from tcompile.codegen.lower_node import naive
 from tcompile.ir import dims, dtypes
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
+from tcompile.ir.loops import Load
+from tcompile.ir.loops_evaluate import postorder
+from tcompile.ir.loops_interpret import expressions, walk
 from tests.codegen.lowering import check_node
 
 EXTENTS = st.sampled_from([0, 1, 2, 3, 5, 7, 8, 16, 17, 33])
@@ -114,6 +119,21 @@ def test_concat(axis, symbolic):
         shape[axis] = extent
     case.builder.concat([case.tensor(shape) for shape in shapes], axis)
     case.check()
+
+
+@pytest.mark.parametrize("symbolic", [False, True])
+def test_parts_and_padded_rows_are_never_masked(symbolic):
+    for op in ("concat", "pad"):
+        case = Case(symbolic=symbolic)
+        x = case.tensor((3, 5, 7))
+        if op == "concat":
+            case.builder.concat([x, case.tensor((3, 11, 7))], 1)
+        else:
+            case.builder.emit("pad", x, case.tensor(()), low=(0, 0, 2), high=(0, 0, 3), mode="constant")
+        case.check()
+        (draft,) = naive(case.builder.nodes[-1], Scope(ranges=case.builder.symbols))
+        loads = [e for stmt in walk(draft.finish()[0].body) for e in postorder(*expressions(stmt)) if isinstance(e, Load)]
+        assert loads and all(load.mask is None for load in loads)
 
 
 def test_a_fused_concat_reads_nothing_outside():
