@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tcompile.codegen.lower import lower
+from tcompile.errors import ExecutionError
 from tcompile.ir import dims, dtypes
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
@@ -18,7 +19,9 @@ from tcompile.ir.program import Copy, Role
 from tcompile.ir.program_interpret import ProgramStop, run_program
 from tcompile.ir.program_text import print_program, program_buffers, program_kernels, walk
 from tcompile.ir.program_verify import verify_program
+from tcompile.runtime.executable import Executable
 from tests.codegen.lowering import TARGET
+from tests.codegen.native import artifact, run_native
 
 N = dims.symbol("n")
 
@@ -36,9 +39,11 @@ def check(graph, *arrays, rtol=1e-5):
         verify_kernel(kernel)
     expected, got = interpret(graph, arrays), run_program(program, arrays)
     assert expected.keys() == got.keys()
+    native = run_native(graph, *arrays)
     for name, array in expected.items():
-        np.testing.assert_allclose(got[name], array, rtol=rtol, atol=rtol, err_msg=name)
-        assert got[name].shape == array.shape
+        for result in (got[name], native[name]):
+            np.testing.assert_allclose(result, array, rtol=rtol, atol=rtol, err_msg=name)
+            assert result.shape == array.shape
     return program
 
 
@@ -179,10 +184,13 @@ def test_an_index_out_of_range_stops_the_run():
     b = builder()
     x, i = b.input("x", dtypes.F32, (N,)), b.input("i", dtypes.I64, (2,))
     b.source = ("Gather_7",)
-    program = lower(b.graph([b.emit("gather", x, i, axis=0)]), TARGET)
+    graph = b.graph([b.emit("gather", x, i, axis=0)])
+    program = lower(graph, TARGET)
     with pytest.raises(ProgramStop) as stop:
         run_program(program, [rand(3), np.array([0, 3])])
     assert stop.value.status is Status.INDEX and stop.value.source == ("Gather_7",)
+    with pytest.raises(ExecutionError, match="Gather_7"):
+        run_native(graph, rand(3), np.array([0, 3]))
 
 
 def test_extents_that_do_not_broadcast_stop_the_run():
@@ -193,6 +201,8 @@ def test_extents_that_do_not_broadcast_stop_the_run():
     check(graph, rand(1), rand(4))
     with pytest.raises(ProgramStop):
         run_program(lower(graph, TARGET), [rand(3), rand(2)])
+    with pytest.raises(ExecutionError, match="broadcast"):
+        run_native(graph, rand(3), rand(2))
 
 
 def test_a_fused_kind_without_a_kernel_runs_node_by_node():
@@ -215,3 +225,23 @@ def test_the_text_names_calls_and_symbols():
     assert (head, symbol) == ("program test(x: f32[n]) -> (y: f32[n])", "  symbol n in 0..")
     assert re.fullmatch(r"  call neg_[0-9a-f]{12}\(x, y\) dims \(n\)  ; Neg_0", call)
     assert list(walk(lower(b.graph([b.map("neg", x)]), TARGET).body))
+
+
+def test_threads_give_the_same_bits():
+    b = builder()
+    x = b.input("x", dtypes.F32, (N, 1000))
+    graph = b.graph([b.reduce("add", b.map("exp", x), (0,)), b.reduce("add", x, (1,)), b.map("tanh", x)])
+    x = rand(300, 1000)
+    one, three = run_native(graph, x, threads=1), run_native(graph, x, threads=3)
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, three[name])
+
+
+def test_one_artifact_takes_all_sizes_in_turn():
+    b = builder()
+    x = b.input("x", dtypes.F32, (N, 5))
+    graph = b.graph([b.map("neg", b.map("abs", b.transpose(b.map("exp", x), (1, 0))))])
+    with Executable(artifact(graph)) as exe:
+        for n in (3, 0, 40, 1):
+            (got,) = exe.run([rand(n, 5)]).values()
+            np.testing.assert_allclose(got, -np.exp(rand(n, 5)).T, rtol=1e-6)
