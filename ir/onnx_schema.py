@@ -11,8 +11,7 @@ import onnx.checker
 import onnx.shape_inference
 from onnx import AttributeProto, helper
 
-from tcompile.errors import InvalidModelError, UnsupportedError
-from tcompile.ir.dtypes import DType, from_onnx
+from tcompile.errors import InvalidModelError
 from tcompile.ir.graph import Value
 
 
@@ -122,12 +121,3 @@ def _type_proto(item: Any) -> onnx.TypeProto:
     if not isinstance(item, Value):
         return onnx.TypeProto()
     return helper.make_tensor_type_proto(item.dtype.onnx, [extent if isinstance(extent, int) else str(extent) for extent in item.shape])
-
-
-def element_type(info: onnx.ValueInfoProto) -> DType:
-    """The element type of a declared tensor. Raises UnsupportedError for sequences, maps and strings."""
-
-    kind = info.type.WhichOneof("value")
-    if kind != "tensor_type":
-        raise UnsupportedError(f"the value {info.name!r} is a {(kind or 'value without a type').removesuffix('_type')}, not a tensor")
-    return from_onnx(info.type.tensor_type.elem_type)

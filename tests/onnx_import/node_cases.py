@@ -28,13 +28,26 @@ def node_cases() -> dict[str, TestCase]:
 
 def run_case(case: TestCase, *, atol: float | None = None) -> None:
     """Imports and interprets a case; raises AssertionError where an output is wrong (by more than the case's tolerance)."""
-    graph = import_model(case.model)
     for inputs, outputs in case.data_sets:
-        given = {info.name: _array(array) for info, array in zip(case.model.graph.input, inputs, strict=False)}
+        graph = import_model(case.model, _shapes(case.model, inputs))
+        given = {}
+        for info, item in zip(case.model.graph.input, inputs, strict=False):
+            given.update(_flattened(info.name, item) if item is not None else ())
         got = interpret(graph, {value.name: given[value.name] for value in graph.inputs})
         for info, wanted in zip(case.model.graph.output, outputs, strict=True):
             for name, array in _flattened(info.name, wanted):
                 assert_close(name, got[name], array, rtol=case.rtol, atol=case.atol if atol is None else atol)
+
+
+def _shapes(model: onnx.ModelProto, inputs: Sequence[Any]) -> dict[str, Any]:
+    """What the importer must be told of sequences and optionals."""
+    shapes: dict[str, Any] = {}
+    for info, item in zip(model.graph.input, inputs, strict=False):
+        if item is None:
+            shapes[info.name] = None
+        elif isinstance(item, list):
+            shapes[info.name] = [array.shape for _, array in _flattened(info.name, item)]
+    return shapes
 
 
 def _array(array: Any) -> np.ndarray:

@@ -211,3 +211,21 @@ def test_opsets_that_are_too_new_are_refused_and_old_ones_by_operator():
     assert check_model(model("g (bool[2] x) => (bool[2] y) { y = Not(x) }", opset=1)) == []
     (problem,) = check_model(model("g (float[2] x, float[2] w) => (float[2] y) { y = Add(x, w) }", opset=5))
     assert "before opset 6" in problem.reason
+
+
+# Sequences and optionals ------------------------------------------------------------------------------
+
+
+def sequence_model() -> onnx.ModelProto:
+    return model("g (seq(float[n, 2]) s) => (float[m, 2] y) { y = ConcatFromSequence<axis = 0>(s) }")
+
+
+def test_a_sequence_input_becomes_one_input_per_element():
+    graph = import_model(sequence_model(), {"s": [["a", 2], [3, 2]]})
+    assert [value.name for value in graph.inputs] == ["s[0]", "s[1]"]
+    assert graph.outputs[0].shape == (parse("a + 3"), 2)
+
+
+def test_a_sequence_input_of_unknown_length_is_refused_with_a_hint():
+    (problem,) = check_model(sequence_model())
+    assert "sequence" in problem.reason and "shapes=" in problem.hint
