@@ -10,10 +10,13 @@ processes of their own, several at a time. The protocol, on stdin and stdout, on
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import BinaryIO
 
+import tcompile
 from tcompile.codegen.cpu_object import CodegenError, compile_module
 from tcompile.ir.target import Target
 
@@ -22,7 +25,8 @@ class Worker:
     """The parent's end of one worker process."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen([sys.executable, "-m", "tcompile.codegen.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        command = [sys.executable, "-m", "tcompile.codegen.worker"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment())
 
     def compile(self, name: str, text: str, target: Target) -> bytes:
         """The object of a module. Raises CodegenError with the module's name, also where the process died on it."""
@@ -44,6 +48,13 @@ class Worker:
         self._process.wait()
         self._process.stdin.close()
         self._process.stdout.close()
+
+
+def _environment() -> dict[str, str]:
+    """This process's environment, and where it found this package."""
+    home = str(Path(tcompile.__file__).resolve().parent.parent)
+    known = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": f"{home}{os.pathsep}{known}" if known else home}
 
 
 def _send(stream: BinaryIO, head: dict, data: bytes = b"") -> None:
@@ -77,4 +88,5 @@ def serve(requests: BinaryIO, responses: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    answers, sys.stdout = sys.stdout.buffer, sys.stderr  # nothing that prints may break the protocol
+    serve(sys.stdin.buffer, answers)
