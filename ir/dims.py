@@ -57,7 +57,7 @@ Monomial = tuple[Atom, ...]  # sorted by text; a power is a repeated atom; () is
 class Dim:
     """A polynomial over atoms, never constant. Build one with ``symbol`` and operators."""
 
-    __slots__ = ("terms", "_hash", "_text")
+    __slots__ = ("_hash", "_text", "terms")
 
     def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
         self.terms = terms
@@ -97,9 +97,7 @@ class Dim:
         return -self + other
 
     def __mul__(self, other: DimLike) -> DimLike:
-        return _polynomial(
-            (_merge(a, b), x * y) for a, x in self.terms for b, y in _terms(other)
-        )
+        return _polynomial((_merge(a, b), x * y) for a, x in self.terms for b, y in _terms(other))
 
     def __floordiv__(self, other: DimLike) -> DimLike:
         return floordiv(self, other)
@@ -531,11 +529,7 @@ def _symbolic_end(atom: Atom, ranges: Ranges, upper: bool) -> DimLike | None:
         end = known.hi if upper else known.lo
     elif atom.fn == "mod" and upper and nonnegative(atom.args[1] - 1, ranges):
         end = atom.args[1] - 1
-    elif atom.fn == "floordiv" and upper and isinstance(atom.args[1], int) and atom.args[1] > 1:
-        return None
-    elif atom.fn == "min" and upper:
-        end = next((arg for arg in atom.args if isinstance(arg, Dim)), None)
-    elif atom.fn == "max" and not upper:
+    elif (atom.fn, upper) in (("min", True), ("max", False)):
         end = next((arg for arg in atom.args if isinstance(arg, Dim)), None)
     return end if isinstance(end, Dim) else None
 

@@ -31,7 +31,11 @@ def random_inputs(inputs: Sequence[Any], sizes: Sizes, draws: Mapping[str, Draw]
 
 def _draw(rng: np.random.Generator, spec: Any, sizes: Sizes, draw: Draw | None) -> np.ndarray:
     dtype = getattr(spec.dtype, "numpy", spec.dtype)
-    shape = draw.shape if draw and draw.shape is not None else tuple(extent if isinstance(extent, int) else sizes.get(str(extent), 2) for extent in spec.shape)
+    shape = (
+        draw.shape
+        if draw and draw.shape is not None
+        else tuple(extent if isinstance(extent, int) else sizes.get(str(extent), 2) for extent in spec.shape)
+    )
     if np.dtype(dtype).kind in "iu":
         return rng.integers(int(draw.lo) if draw else 0, int(draw.hi) if draw else 2, shape).astype(dtype)
     if np.dtype(dtype).kind == "b":
@@ -71,7 +75,9 @@ class Comparison:
         return self.error <= 4 * self.peer_error + 1e-6 * self.largest
 
 
-def compare(got: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray], peer: Mapping[str, np.ndarray] | None = None) -> list[Comparison]:
+def compare(
+    got: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray], peer: Mapping[str, np.ndarray] | None = None
+) -> list[Comparison]:
     """Every output of a run against the exact one, beside the peer's."""
     rows = []
     for name, expected in exact.items():

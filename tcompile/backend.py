@@ -48,7 +48,10 @@ class TCompileBackend(Backend):
         graph = helper.make_graph(
             [node],
             "node",
-            [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in zip(names, arrays, strict=True)],
+            [
+                helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+                for n, a in zip(names, arrays, strict=True)
+            ],
             [onnx.ValueInfoProto(name=name) for name in node.output if name],
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, opset)])

@@ -56,6 +56,10 @@ class Options:
     cache: bool = True
 
 
+SILENT = Silent()
+DEFAULTS = Options()
+
+
 def passes(target: Target) -> tuple[Pass, ...]:
     """All passes in order. Simplification runs again after layout, which leaves packs of constants to fold."""
     from tcompile.passes.canonicalise import Canonicalise
@@ -74,7 +78,7 @@ def passes(target: Target) -> tuple[Pass, ...]:
     )
 
 
-def optimise(graph: Graph, target: Target, options: Options = Options(), progress: Progress = Silent()) -> Graph:
+def optimise(graph: Graph, target: Target, options: Options = DEFAULTS, progress: Progress = SILENT) -> Graph:
     """Runs the passes, verifying after each."""
     from tcompile.ir.verify import verify
 
@@ -102,8 +106,8 @@ def compile_artifact(
     model: Any,
     target: str | Target = "native",
     shapes: Mapping[str, Sequence[int | str]] | None = None,
-    options: Options = Options(),
-    progress: Progress = Silent(),
+    options: Options = DEFAULTS,
+    progress: Progress = SILENT,
 ) -> bytes:
     """The whole way: a model (path, bytes or ModelProto) to artifact bytes, the same ones every time."""
     from tcompile.codegen.artifact import write_artifact

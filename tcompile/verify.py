@@ -9,7 +9,7 @@ import numpy as np
 
 from tcompile.accuracy import Comparison, Draw, compare, random_inputs
 from tcompile.api import compile
-from tcompile.pipeline import Progress, Silent
+from tcompile.pipeline import SILENT, Progress
 
 
 def run_onnxruntime(path: str, inputs: Mapping[str, np.ndarray], threads: int = 1) -> dict[str, np.ndarray] | None:
@@ -37,7 +37,7 @@ def verify_model(
     *,
     draws: Mapping[str, Draw] | None = None,
     threads: int | None = None,
-    progress: Progress = Silent(),
+    progress: Progress = SILENT,
     **options: Any,
 ) -> list[Comparison]:
     """One row per output. Inputs that are not given are drawn (``accuracy.random_inputs``) at ``sizes`` of the symbols."""

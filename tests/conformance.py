@@ -70,7 +70,11 @@ def load_case(test) -> tuple[onnx.ModelProto, list[tuple[list, list]]]:
 
 def plain(data):
     """Node cases give tensors as arrays, or as protos where NumPy has no such type."""
-    converters = {onnx.TensorProto: numpy_helper.to_array, onnx.SequenceProto: numpy_helper.to_list, onnx.OptionalProto: numpy_helper.to_optional}
+    converters = {
+        onnx.TensorProto: numpy_helper.to_array,
+        onnx.SequenceProto: numpy_helper.to_list,
+        onnx.OptionalProto: numpy_helper.to_optional,
+    }
     return converters.get(type(data), lambda same: same)(data)
 
 

@@ -70,7 +70,10 @@ def test_shapes_bound_a_symbol(digits):
 
 
 def test_unsupported_ops_are_all_named():
-    nodes = [helper.make_node("Wobble", ["x"], ["y"], "first", domain="made.up"), helper.make_node("Jiggle", ["y"], ["z"], "second", domain="made.up")]
+    nodes = [
+        helper.make_node("Wobble", ["x"], ["y"], "first", domain="made.up"),
+        helper.make_node("Jiggle", ["y"], ["z"], "second", domain="made.up"),
+    ]
     value = lambda name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [2])  # noqa: E731
     graph = helper.make_graph(nodes, "g", [value("x")], [value("z")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("made.up", 1)])
