@@ -51,7 +51,7 @@ def golden_data(model: Model) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
         graph = onnx.load(model.path).graph
         given, result = (numpy_helper.to_array(onnx.load_tensor(str(folder / f"{stem}_0.pb"))) for stem in ("input", "output"))
         missing = len(graph.input[0].type.tensor_type.shape.dim) - given.ndim  # a recording may lack the batch axes
-        return {graph.input[0].name: given[(None,) * missing]}, [result[(None,) * missing]]
+        return {graph.input[0].name: given[(None,) * missing]}, [result]
     recorded = model.path.with_suffix(".io.npz")
     if recorded.exists():
         with np.load(recorded) as data:
