@@ -13,10 +13,10 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
-import tcompile
 from tcompile.codegen.cpu_object import CodegenError, compile_module
 from tcompile.ir.target import Target
 
@@ -52,7 +52,7 @@ class Worker:
 
 def _environment() -> dict[str, str]:
     """This process's environment, and where it found this package."""
-    home = str(Path(tcompile.__file__).resolve().parent.parent)
+    home = str(Path(find_spec("tcompile").origin).resolve().parent.parent)
     known = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": f"{home}{os.pathsep}{known}" if known else home}
 
