@@ -59,7 +59,15 @@ class HostConstant:
     array: np.ndarray
 
 
-Item = Value | SequenceValue | StackedSequence | GrowingSequence | OptionalValue | HostConstant
+@dataclass(frozen=True, eq=False)
+class CodedStrings:
+    """A string tensor computed at run time as indices into a constant table of strings."""
+
+    table: tuple[str, ...]
+    codes: Value
+
+
+Item = Value | SequenceValue | StackedSequence | GrowingSequence | OptionalValue | HostConstant | CodedStrings
 Outputs = Item | Sequence[Item | None]
 RegionInputs = Sequence[TensorType | SequenceValue | OptionalValue] | Callable[[ImportBuilder], Sequence[Item]]
 
@@ -171,7 +179,7 @@ class OpContext:
         item = self._items[k] if k < len(self._items) else None
         if isinstance(item, OptionalValue) and isinstance(item.element, Value):
             item = item.element
-        if isinstance(item, HostConstant):
+        if isinstance(item, HostConstant | CodedStrings):
             self.fail(f"operand {k} is a string tensor, which this operator does not support here")
         if item is not None and not isinstance(item, Value):
             self.invalid(f"operand {k} is a {type(item).__name__}, not a tensor")
