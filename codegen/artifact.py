@@ -104,7 +104,7 @@ def _entries(program: Program, build: Build, target: Target) -> list[_Entry]:
             raise Error(f"the linked image has no {name}", hint="link the entry module too")
     if image.arch != needed.arch:
         raise Error(f"the image holds {image.arch} code, the target {target.name} is {needed.arch}")
-    signed, placed = signature(program), sorted(build.weights, key=lambda weight: (weight.offset, weight.name))
+    signed, placed = signature(program), sorted(build.weights, key=lambda weight: (weight.offset, weight.bytes, weight.name))
     size, crc, digest = _measure(placed)
     content = Content(
         machine=needed,

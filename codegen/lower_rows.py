@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from tcompile.codegen.access import ravel, reshaped
 from tcompile.codegen.draft import Draft, Scope
-from tcompile.codegen.scalar import accumulator, cast, compare, const, identity, index_value, op, select
+from tcompile.codegen.scalar import accumulator, cast, compare, const, identity, index_value, op, rounded, select
 from tcompile.errors import InvalidModelError
 from tcompile.ir.dims import DimLike, Shape, nonnegative, product
 from tcompile.ir.dtypes import BOOL, I64
@@ -69,7 +69,7 @@ def lower_reduce(node: Node, scope: Scope) -> list[Draft]:
     rows = Rows(source.shape, tuple(node.attrs["axes"]))
     with draft.nest.loops(rows.outer, independent=True) as row:
         total = fold(draft, rows, node.attrs["fn"], source.dtype, lambda at: draft.element(source, rows.indices(row, at)))
-        draft.store(node.output, row, cast(total, node.output.dtype))
+        draft.store(node.output, row, rounded(total, node.output.dtype))
     draft.flops = source.type.size
     return [draft]
 
@@ -129,7 +129,7 @@ class _RowsLowering:
             total = fold(self.draft, self.rows, fn, source.dtype, lambda at, source=source: self._at(source, at), self._keeper(buffers))
             for value, buffer in buffers.items():
                 self._bind_kept(value, buffer)
-            self._bind_total(stage, cast(total, stage.output.dtype))
+            self._bind_total(stage, rounded(total, stage.output.dtype))
 
     def _at(self, value: Value, element: Shape) -> Expr:
         """A value at an element of the current row, through a reshape where its shape is not the row space's."""

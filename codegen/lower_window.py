@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.lower_rows import Rows
-from tcompile.codegen.scalar import accumulator, cast, identity, op, select
+from tcompile.codegen.scalar import accumulator, cast, identity, op, rounded, select
 from tcompile.ir.dims import DimLike, product
 from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, Space
@@ -32,7 +32,7 @@ def lower_reduce_window(node: Node, scope: Scope) -> list[Draft]:
             if inside is not None:
                 element = select(inside, element, identity(fn, wide))
             nest.store(total, 0, op(fn, Load(total, (0,), wide), element))
-        draft.store(node.output, at, cast(nest.let(Load(total, (0,), wide)), node.output.dtype))
+        draft.store(node.output, at, rounded(nest.let(Load(total, (0,), wide)), node.output.dtype))
     draft.flops = node.output.type.size * product(attrs["window"])
     return [draft]
 
@@ -61,6 +61,6 @@ def lower_cumulative(node: Node, scope: Scope) -> list[Draft]:
             before = nest.let(Load(total, (0,), wide))
             after = nest.let(op(fn, before, element))
             nest.store(total, 0, after)
-            draft.store(node.output, at, cast(before if attrs["exclusive"] else after, node.output.dtype))
+            draft.store(node.output, at, rounded(before if attrs["exclusive"] else after, node.output.dtype))
     draft.flops = source.type.size
     return [draft]

@@ -26,6 +26,11 @@ def cast(arg: Expr, dtype: DType, *, saturate: bool = True) -> Expr:
     return arg if arg.dtype == dtype else Cast(arg, dtype, saturate)
 
 
+def rounded(result: Expr, dtype: DType) -> Expr:
+    """A result of arithmetic in its own type: what is too large becomes what the format has for it, infinity or NaN."""
+    return cast(result, dtype, saturate=False)
+
+
 def op(fn: str, *args: Expr) -> Expr:
     """An elementwise function of operands of one dtype (``where``: bool and two of one)."""
     if fn == "where":
@@ -34,7 +39,7 @@ def op(fn: str, *args: Expr) -> Expr:
     wide = [cast(arg, arg.dtype.compute) for arg in args]
     if fn in COMPARISONS:
         return Op(fn, tuple(wide), BOOL)
-    return cast(Op(fn, tuple(wide), dtype.compute), dtype)
+    return rounded(Op(fn, tuple(wide), dtype.compute), dtype)
 
 
 def select(cond: Expr, then: Expr, otherwise: Expr) -> Expr:

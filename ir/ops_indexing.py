@@ -82,7 +82,9 @@ def _evaluate_gather_nd(arrays: Arrays, attrs: Attrs, regions: object, env: Env)
     x, indices = arrays
     batch = attrs["batch"]
     grid = _grid(indices.shape[:batch], indices.ndim - 1)
-    return (x[(*grid, *_columns(indices, x.shape[batch:], "gather_nd"))],)
+    found = x[(*grid, *_columns(indices, x.shape[batch:], "gather_nd"))]
+    # no column to index by: every result is the whole of what is left
+    return (np.broadcast_to(found, (*indices.shape[:-1], *x.shape[batch + indices.shape[-1] :])),)
 
 
 def _grid(extents: Sequence[int], rank: int) -> tuple[np.ndarray, ...]:

@@ -29,6 +29,8 @@ def assign_dot(node: Node, forms: Forms, target: Target) -> bool:
     terms = math.prod(weights.shape[k] for k in contract_b)
     matrix = weights.transpose(*contract_b, *free_b).reshape(terms, math.prod(weights.shape[k] for k in free_b))
     rows = product(a.shape[k] for k in free_a)
+    if matrix.shape[1] == 0:
+        return False  # no panels
     width = panel_width(target, rows, matrix.shape[1], accumulator_type(a.dtype, b.dtype, node.attrs["dtype"]))
     left = _rows_by_terms(forms, forms.plain(a), (*free_a, *contract_a), (rows, terms))
     panels = forms.b.constant(pack_panels(matrix, width))
