@@ -17,6 +17,7 @@ from tcompile.ir import dims
 from tcompile.ir.graph import Graph, Node, Value
 from tcompile.ir.program import BindDim, Buffer, Call, Program, Require, Role
 from tcompile.ir.target import Target
+from tcompile.ir.verify import bound_symbols
 
 _EXPRESSION_DEPTH = 20000  # a fused chain of ops is walked recursively
 
@@ -53,8 +54,8 @@ class _Lowering:
 def homes(graph: Graph, wanted: tuple[Buffer, ...]) -> dict[Value, Buffer]:
     """The values whose kernels can write results of a graph in place; others must be copied.
 
-    A result behind reshapes is written by the node before them. Inputs, constants and dims stay where they are,
-    and one value has one home.
+    A result behind reshapes is written by the node before them, if the result's extents are known by then. Inputs,
+    constants and dims stay where they are, and one value has one home.
     """
     producers = graph.producers()
     found: dict[Value, Buffer] = {}
@@ -62,9 +63,15 @@ def homes(graph: Graph, wanted: tuple[Buffer, ...]) -> dict[Value, Buffer]:
         root = value
         while (node := producers.get(root)) is not None and node.op == "reshape":
             root = node.inputs[0]
-        if node is not None and root not in found and _writes_anywhere(node, root):
+        if node is not None and root not in found and _writes_anywhere(node, root) and not _bound_later(graph, node, buffer):
             found[root] = buffer
     return found
+
+
+def _bound_later(graph: Graph, node: Node, buffer: Buffer) -> bool:
+    """Whether a node after this one binds a symbol of the buffer's shape."""
+    symbols = dims.shape_symbols(buffer.shape)
+    return bool(symbols) and any(symbols.intersection(bound_symbols(later)) for later in graph.nodes[graph.nodes.index(node) + 1 :])
 
 
 def _writes_anywhere(node: Node, value: Value) -> bool:
