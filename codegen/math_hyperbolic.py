@@ -1,19 +1,27 @@
 """sinh, cosh, tanh and their inverses for f32 and f64, on top of exp, expm1 and the logarithm's core.
 
-ULP (measured, f32 and f64): tanh 2.4, sinh 2.4, cosh 1.5, asinh 1.9, acosh 2.1, atanh 2.2.
+ULP (measured): tanh 5.4 (f32), 2.4 (f64); both types: sinh 2.4, cosh 1.5, asinh 1.9, acosh 2.1, atanh 2.2.
 """
 
 from __future__ import annotations
 
 from tcompile.codegen.math_exp import exp_scaled, expm1_plain, expm1_scaled
 from tcompile.codegen.math_log import log_of_sum
-from tcompile.codegen.math_term import Term, at_most, constant, flip_sign, mantissa_bits, select, sign_bit, with_sign
+from tcompile.codegen.math_term import Term, at_most, constant, flip_sign, mantissa_bits, saturating_rational, select, sign_bit, with_sign
 from tcompile.ir.dtypes import F32
+
+# tanh(x) = x * N(x*x) / D(x*x) for |x| <= 9.01, where f32 has reached 1: minimax of the relative error, then perturbed at random for
+# the least error over all f32 arguments that reaches 1 there
+_TANH_LIMIT = 9.01
+_TANH_N = (0.7559106945991516, 0.10114381462335587, 0.0026417758781462908, 1.5569128663628362e-05, 1.0081784296289698e-08)
+_TANH_D = (0.7559108138084412, 0.35311397910118103, 0.01955850049853325, 0.00024827037123031914, 5.87299041399092e-07)
 
 
 def tanh(x: Term) -> Term:
-    """t / (t + 2) of t = expm1(2 |x|), with the sign of x: never above 1."""
-    size = at_most(abs(x), 9.02 if x.dtype == F32 else 19.1)
+    """The hyperbolic tangent, never above 1: f32 by a rational function, f64 as t / (t + 2) of t = expm1(2 |x|)."""
+    if x.dtype == F32:
+        return saturating_rational(x, _TANH_LIMIT, _TANH_N, _TANH_D)
+    size = at_most(abs(x), 19.1)
     t = expm1_plain(size + size)
     return with_sign(t / (t + 2.0), sign_bit(x))
 

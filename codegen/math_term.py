@@ -156,6 +156,13 @@ def horner(x: Term, coefficients: Sequence[float]) -> Term:
     return total
 
 
+def saturating_rational(x: Term, limit: float, numerator: Sequence[float], denominator: Sequence[float]) -> Term:
+    """x * N(x*x) / D(x*x), an odd function that reaches 1 at ``limit``: clamped there, and in its value."""
+    inside = at_most(at_least(x, -limit), limit)
+    square = inside * inside
+    return at_most(at_least(inside * horner(square, numerator) / horner(square, denominator), -1.0), 1.0)
+
+
 def at_least(x: Term, low: float) -> Term:
     """max(x, low) that lets NaN through, in the operand order that is one instruction on x86."""
     bound = constant(low, x.dtype)
