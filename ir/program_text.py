@@ -1,16 +1,23 @@
-"""Prints a program: its signature, its instructions, and the kernels they call.
+"""Prints a program: its signature, its instructions, its buffers and the kernels they call; ``ir/program_parse.py`` reads it back.
 
-program add(x: f32[n], y: f32[n]) -> (z: f32[n]) symbols n in 0..
-  call k0_add(x, y, z) dims (n)  ; Add_0
+    program add(x: f32[n], y: f32[n]) -> (z: f32[n])
+      entry symbol n in 0..
+      call k0_add(x, y, z) dims (n)  ; Add_0
+
+Names that are not plain words, paths or numbers stand in quotes. Weights print without their values.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable, Iterator
 
 from tcompile.ir.dims import DimLike, Range
 from tcompile.ir.loops import Kernel
 from tcompile.ir.program import Allocate, BindDim, Buffer, Call, Copy, If, Instruction, Loop, Program, Require, Role, SetDim
+
+_PLAIN = re.compile(r"[\w./~:-]+", re.ASCII)
 
 
 def print_program(program: Program, *, kernels: bool = True) -> str:
@@ -63,15 +70,24 @@ def program_buffers(program: Program) -> list[Buffer]:
     return list(dict.fromkeys((*program.inputs, *program.outputs, *used)))
 
 
+def plain(name: str) -> str:
+    """A name as it stands in the text."""
+    return name if _PLAIN.fullmatch(name) else json.dumps(name)
+
+
 def _head(program: Program) -> str:
     inputs = ", ".join(map(_declared, program.inputs))
-    outputs = ", ".join(map(_declared, program.outputs))
-    symbols = "".join(f"\n  symbol {name} in {_range(known)}" for name, known in program.symbols.items())
-    return f"program {program.name}({inputs}) -> ({outputs}){symbols}"
+    named = zip(program.outputs, program.output_names, strict=True)
+    outputs = ", ".join(f"{_declared(buffer)}{'' if buffer.name == name else f' as {plain(name)}'}" for buffer, name in named)
+    lines = [f"program {plain(program.name)}({inputs}) -> ({outputs})"]
+    for name, known in program.symbols.items():
+        lines.append(f"  {'entry ' if name in program.entry_symbols else ''}symbol {name} in {_range(known)}")
+    lines += [f"  note {json.dumps(key)} {json.dumps(value)}" for key, value in program.notes.items()]
+    return "\n".join(lines)
 
 
 def _declared(buffer: Buffer) -> str:
-    return f"{buffer.name}: {buffer.dtype}[{', '.join(map(str, buffer.shape))}]"
+    return f"{plain(buffer.name)}: {buffer.dtype}[{', '.join(map(str, buffer.shape))}]"
 
 
 def _range(known: Range) -> str:
@@ -97,23 +113,27 @@ def _lines(instruction: Instruction) -> list:
     match instruction:
         case Call(kernel=kernel, buffers=buffers, dims=values):
             shapes = f" dims ({_list(values)})" if values else ""
-            return [f"call {kernel.name}({', '.join(buffer.name for buffer in buffers)}){shapes}{_source(instruction.source)}"]
+            return [f"call {plain(kernel.name)}({', '.join(map(_name, buffers))}){shapes}{_source(instruction.source)}"]
         case BindDim(symbol=symbol, buffer=buffer, range=known):
-            return [f"bind {symbol} = {buffer.name} in {_range(known)}{_source(instruction.source)}"]
+            return [f"bind {symbol} = {_name(buffer)} in {_range(known)}{_source(instruction.source)}"]
         case SetDim(symbol=symbol, expr=expr):
             return [f"set {symbol} = {expr}"]
         case Allocate(buffer=buffer):
-            return [f"allocate {_declared(buffer)}"]
+            return [f"allocate {_name(buffer)}"]
         case Copy(target=target, source=source, size=size):
-            return [f"copy {target.name} = {source.name} ({size})"]
+            return [f"copy {_name(target)} = {_name(source)} ({size})"]
         case If(cond=cond, then=then, otherwise=otherwise):
-            return [f"if {cond.name}", ("", then), ("else", otherwise)]
+            return [f"if {_name(cond)}", ("", then), ("else", otherwise)]
         case Loop(counter=counter, trip=trip, cond=cond, body=body):
             limit = "" if trip is None else f" < {trip}"
-            return [f"loop {counter}{limit}{'' if cond is None else f' while {cond.name}'}", ("", body)]
+            return [f"loop {counter}{limit}{'' if cond is None else f' while {_name(cond)}'}", ("", body)]
         case Require(expr=expr, message=message):
-            return [f"require {expr} >= 0: {message}{_source(instruction.source)}"]
+            return [f"require {expr} >= 0: {json.dumps(message)}{_source(instruction.source)}"]
     raise TypeError(f"not a program instruction: {instruction!r}")
+
+
+def _name(buffer: Buffer) -> str:
+    return plain(buffer.name)
 
 
 def _list(values: Iterable[DimLike]) -> str:
@@ -121,4 +141,4 @@ def _list(values: Iterable[DimLike]) -> str:
 
 
 def _source(source: tuple[str, ...]) -> str:
-    return f"  ; {', '.join(source)}" if source else ""
+    return f"  ; {', '.join(map(plain, source))}" if source else ""

@@ -222,7 +222,7 @@ def test_the_text_names_calls_and_symbols():
     b.source = ("Neg_0",)
     text = print_program(lower(b.graph([b.map("neg", x)], ["y"]), TARGET), kernels=False)
     head, symbol, call = text.splitlines()
-    assert (head, symbol) == ("program test(x: f32[n]) -> (y: f32[n])", "  symbol n in 0..")
+    assert (head, symbol) == ("program test(x: f32[n]) -> (y: f32[n])", "  entry symbol n in 0..")
     assert re.fullmatch(r"  call neg_[0-9a-f]{12}\(x, y\) dims \(n\)  ; Neg_0", call)
     assert list(walk(lower(b.graph([b.map("neg", x)]), TARGET).body))
 
