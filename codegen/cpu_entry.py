@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tcompile.codegen.cpu_entry_text import Text
+from tcompile.codegen.in_place import is_copy
 from tcompile.codegen.memory import Plan
 from tcompile.codegen.signature import symbol_order
 from tcompile.ir import dims
@@ -246,6 +247,8 @@ class _Run:
         self._grow(self._slot(buffer, self.plan.growing[buffer]), size)
 
     def _copy(self, copy: Copy) -> None:
+        if self.plan.same_place(copy.target, copy.source):
+            return
         target, source = self.address(copy.target), self.address(copy.source)
         self.text.line(f"call void @tc_copy(ptr {target}, ptr {source}, i64 {self.text.dim(copy.size * copy.target.dtype.bytes)})")
 
@@ -323,11 +326,28 @@ class _Run:
     # Calls --------------------------------------------------------------------------------------------
 
     def _call(self, call: Call) -> None:
-        text, kernel, number = self.text, call.kernel, self.site.calls
+        text = self.text
         marked, go = text.label("marked"), text.label("go")
         text.branch(self._profiled(), marked, go)
-        text.line(f"call void @tc_mark(ptr %frame, i64 {number})")
+        text.line(f"call void @tc_mark(ptr %frame, i64 {self.site.calls})")
         text.start(go)
+        if not is_copy(call.kernel):
+            self._launch(call)
+        elif not self.plan.same_place(*call.buffers):
+            self._launch_apart(call)
+        self.site.calls += 1
+
+    def _launch_apart(self, call: Call) -> None:
+        """Runs a copy, unless the caller gave one memory for what is copied and where to."""
+        text = self.text
+        apart, done = text.label("apart"), text.label("done")
+        source, target = map(self.address, call.buffers)
+        text.branch(text.value(f"icmp ne ptr {source}, {target}"), apart, done)
+        self._launch(call)
+        text.start(done)
+
+    def _launch(self, call: Call) -> None:
+        text, kernel, number = self.text, call.kernel, self.site.calls
         values = dict(zip(kernel.dims, call.dims, strict=True))
         work = _work(kernel, values)
         if not isinstance(work, int) or work >= _POLL_WORK:
@@ -340,7 +360,6 @@ class _Run:
         else:
             status = self._maybe_parallel(kernel, extent, work, scratch.pointer)
         self._leave_unless_zero(status, number)
-        self.site.calls += 1
 
     def _arguments(self, call: Call) -> None:
         text = self.text
@@ -443,13 +462,16 @@ define internal void @tc_mark(ptr %frame, i64 %call) noinline #0 {{
   ret void
 }}
 
-define internal void @tc_copy(ptr noalias %target, ptr noalias %source, i64 %bytes) noinline #0 {{
+define internal void @tc_copy(ptr %target, ptr %source, i64 %bytes) noinline #0 {{
 entry:
+  %apart = icmp ne ptr %target, %source
+  br i1 %apart, label %begin, label %done
+begin:
   %whole = and i64 %bytes, -32
   %any = icmp sgt i64 %whole, 0
   br i1 %any, label %wide, label %rest
 wide:
-  %i = phi i64 [ 0, %entry ], [ %next, %wide ]
+  %i = phi i64 [ 0, %begin ], [ %next, %wide ]
   %from = getelementptr i8, ptr %source, i64 %i
   %to = getelementptr i8, ptr %target, i64 %i
   %block = load <4 x i64>, ptr %from, align 1

@@ -37,6 +37,7 @@ class Epilogue:
     def __init__(self, draft: Draft, node: Node, anchor: Node) -> None:
         self.draft, self.anchor = draft, anchor
         self.output = node.output
+        draft.written_once.add(self.output)  # templates make every result of the contraction once
         self.root: Value = node.regions[0].outputs[0] if node.op == "fused" else node.output
         self.chain = list(_dependents(node, anchor))
         self.pad: Node | None = None  # the border that the kernel writes around the results

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from tcompile.codegen.access import ravel
+from tcompile.codegen.in_place import in_place_pairs
 from tcompile.codegen.inline import Element, Inliner, Source, Stored
 from tcompile.codegen.nest import Nest
 from tcompile.ir.dims import DimLike, Ranges, Shape
@@ -37,6 +38,7 @@ class Draft:
         self.nest = Nest(scope.ranges)
         self.flops: DimLike = 0
         self.tags: dict[str, str] = {}
+        self.written_once: set[Value] = set()  # outputs of which the builder knows that no element is written twice
         self._params: dict[Value, Param] = {}
         self._operands = _region_operands(node)
         producers = {**scope.scalars, **(node.regions[0].producers() if node.op == "fused" else {})}
@@ -69,8 +71,10 @@ class Draft:
     def finish(self) -> tuple[Kernel, tuple[Value, ...]]:
         """The kernel, inputs before outputs, and the values its parameters stand for."""
         entries = sorted(self._params.items(), key=lambda item: item[1].access is not Access.IN)
-        params = tuple(param for _, param in entries)
-        kernel = Kernel(self.name, params, (), self.nest.block(), flops=self.flops, tags=self.tags)
+        params, body = tuple(param for _, param in entries), self.nest.block()
+        once = [self._params[value].name for value in self.written_once if value in self._params]
+        aliases = in_place_pairs(params, body, self.nest.independent, once)
+        kernel = Kernel(self.name, params, (), body, aliases, self.flops, self.tags)
         return kernel, tuple(value for value, _ in entries)
 
     def _param(self, value: Value, access: Access) -> str:

@@ -1,6 +1,7 @@
 """Where each buffer of a program lies: offsets in the arena, slots of the host, places in the weights.
 
 A TEMP buffer lives from its first to its last use; one that lives across the edge of a loop lives through all of it.
+Where a kernel may write a result over an operand that it is the last to read, both buffers are one (``aliases``).
 Buffers of constant size are packed best fit, largest first, at constant offsets; those whose size depends on entry
 symbols share slots behind them, whose sizes the prepared shapes decide. What the run itself sizes gets a
 growing slot of the host.
@@ -8,14 +9,14 @@ growing slot of the host.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from tcompile.codegen.lifetimes import handovers, lifetimes
 from tcompile.codegen.signature import Weight, place_weights
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Ranges
-from tcompile.ir.program import Buffer, If, Instruction, Loop, Program, Role
-from tcompile.ir.program_text import buffers_of, program_buffers
+from tcompile.ir.program import Buffer, Program, Role
+from tcompile.ir.program_text import program_buffers
 
 ALIGN = 64
 
@@ -32,6 +33,10 @@ class Plan:
     weights: tuple[Weight, ...] = ()
     weight_offsets: dict[Buffer, int] = field(default_factory=dict)
 
+    def same_place(self, a: Buffer, b: Buffer) -> bool:
+        """Whether two buffers begin at one address of the arena."""
+        return a.role is b.role is Role.TEMP and (self.offsets.get(a), self.slot_of.get(a)) == (self.offsets.get(b), self.slot_of.get(b))
+
     def slot_start(self, slot: int) -> DimLike:
         """Where a slot begins in the arena."""
         return sum((_aligned(size) for size in self.slots[:slot]), self.static_bytes)
@@ -42,24 +47,28 @@ class Plan:
         return self.slot_start(len(self.slots))
 
 
-@dataclass(frozen=True)
-class Life:
-    """Positions of the first and last use of a buffer."""
+@dataclass
+class _Tenant:
+    """Buffers that share one place, each in the time of its own; ``start`` to ``end`` is the time of all."""
 
-    buffer: Buffer
+    buffers: list[Buffer]
     start: int
     end: int
 
-    def meets(self, other: Life) -> bool:
+    @property
+    def size(self) -> DimLike:
+        return _bytes(self.buffers[0])
+
+    def meets(self, other: _Tenant) -> bool:
         return self.start <= other.end and other.start <= self.end
 
 
 def plan(program: Program) -> Plan:
     """The places of all buffers."""
     found = Plan()
-    lives = [life for life in lifetimes(program) if life.buffer.role is Role.TEMP]
-    _pack_static([life for life in lives if isinstance(_bytes(life.buffer), int)], found)
-    _share_slots([life for life in lives if not isinstance(_bytes(life.buffer), int)], program.symbols, found)
+    tenants = _tenants(program)
+    _pack_static([tenant for tenant in tenants if isinstance(tenant.size, int)], found)
+    _share_slots([tenant for tenant in tenants if not isinstance(tenant.size, int)], program.symbols, found)
     buffers = program_buffers(program)
     entry = set(program.entry_symbols)
     unknown = [b for b in buffers if b.role is Role.GROWING or (b.role is Role.OUTPUT and not dims.shape_symbols(b.shape) <= entry)]
@@ -70,45 +79,20 @@ def plan(program: Program) -> Plan:
     return found
 
 
-def lifetimes(program: Program) -> list[Life]:
-    """The lives of all buffers, in the order in which they begin."""
-    walker = _Walker()
-    walker.block(program.body)
-    lives = []
-    for buffer, (start, end) in walker.uses.items():
-        for first, last in walker.loops:  # inner loops come first
-            if (start < first <= end or start <= last < end) and start <= last and end >= first:
-                start, end = min(start, first), max(end, last)
-        lives.append(Life(buffer, start, end))
-    return sorted(lives, key=lambda life: life.start)
-
-
-class _Walker:
-    def __init__(self) -> None:
-        self.position = 0
-        self.uses: dict[Buffer, tuple[int, int]] = {}
-        self.loops: list[tuple[int, int]] = []
-
-    def block(self, body: Iterable[Instruction]) -> None:
-        for instruction in body:
-            self.position += 1
-            for buffer in buffers_of(instruction):
-                self.use(buffer)
-            match instruction:
-                case If():
-                    self.block(instruction.then)
-                    self.block(instruction.otherwise)
-                case Loop():
-                    first = self.position
-                    self.block(instruction.body)
-                    self.position += 1
-                    if instruction.cond is not None:
-                        self.use(instruction.cond)
-                    self.loops.append((first, self.position))
-
-    def use(self, buffer: Buffer) -> None:
-        start, _ = self.uses.get(buffer, (self.position, 0))
-        self.uses[buffer] = start, self.position
+def _tenants(program: Program) -> list[_Tenant]:
+    """The buffers of the arena in the order in which they begin; a result in place of its operand joins it."""
+    lives = {life.buffer: life for life in lifetimes(program) if life.buffer.role is Role.TEMP}
+    operands = {result: operand for operand, result in handovers(program) if operand in lives and result in lives}
+    place: dict[Buffer, _Tenant] = {}
+    for buffer, life in lives.items():
+        before = place.get(operands.get(buffer))
+        if before is not None and before.buffers[-1] is operands[buffer] and before.size == _bytes(buffer):
+            before.buffers.append(buffer)
+            before.end = life.end
+            place[buffer] = before
+        else:
+            place[buffer] = _Tenant([buffer], life.start, life.end)
+    return list({id(tenant): tenant for tenant in place.values()}.values())
 
 
 def _bytes(buffer: Buffer) -> DimLike:
@@ -119,15 +103,15 @@ def _aligned(size: DimLike) -> DimLike:
     return dims.ceildiv(size, ALIGN) * ALIGN
 
 
-def _pack_static(lives: list[Life], found: Plan) -> None:
+def _pack_static(tenants: list[_Tenant], found: Plan) -> None:
     """Largest first, each into the tightest gap between those that live at the same time."""
-    placed: list[tuple[Life, int, int]] = []
-    for life in sorted(lives, key=lambda life: (-_bytes(life.buffer), life.start)):
-        size = _aligned(_bytes(life.buffer))
-        busy = sorted((offset, offset + length) for other, offset, length in placed if life.meets(other))
+    placed: list[tuple[_Tenant, int, int]] = []
+    for tenant in sorted(tenants, key=lambda tenant: (-tenant.size, tenant.start)):
+        size = _aligned(tenant.size)
+        busy = sorted((offset, offset + length) for other, offset, length in placed if tenant.meets(other))
         offset = _best_gap(busy, size)
-        placed.append((life, offset, size))
-        found.offsets[life.buffer] = offset
+        placed.append((tenant, offset, size))
+        found.offsets.update(dict.fromkeys(tenant.buffers, offset))
         found.static_bytes = max(found.static_bytes, offset + size)
 
 
@@ -142,12 +126,12 @@ def _best_gap(busy: list[tuple[int, int]], size: int) -> int:
     return end if best is None else best[1]
 
 
-def _share_slots(lives: list[Life], ranges: Ranges, found: Plan) -> None:
-    """A buffer takes a slot that is free and of its size, else one that is larger or smaller for sure, else a new one."""
-    holders: list[list[Life]] = []
-    for life in lives:
-        size = _bytes(life.buffer)
-        free = [k for k, lived in enumerate(holders) if not any(life.meets(other) for other in lived)]
+def _share_slots(tenants: list[_Tenant], ranges: Ranges, found: Plan) -> None:
+    """A tenant takes a slot that is free and of its size, else one that is larger or smaller for sure, else a new one."""
+    holders: list[list[_Tenant]] = []
+    for tenant in tenants:
+        size = tenant.size
+        free = [k for k, held in enumerate(holders) if not any(tenant.meets(other) for other in held)]
         slot = next((k for k in free if found.slots[k] == size), None)
         if slot is None:
             slot = next((k for k in free if dims.nonnegative(found.slots[k] - size, ranges)), None)
@@ -159,5 +143,5 @@ def _share_slots(lives: list[Life], ranges: Ranges, found: Plan) -> None:
             slot = len(holders)
             holders.append([])
             found.slots.append(size)
-        holders[slot].append(life)
-        found.slot_of[life.buffer] = slot
+        holders[slot].append(tenant)
+        found.slot_of.update(dict.fromkeys(tenant.buffers, slot))

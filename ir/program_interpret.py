@@ -25,10 +25,18 @@ class ProgramStop(ExecutionError):
         self.source = source
 
 
-def run_program(program: Program, inputs: Mapping[str, np.ndarray] | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """The outputs by name. Raises ProgramStop for a run that a check stops."""
+def run_program(
+    program: Program,
+    inputs: Mapping[str, np.ndarray] | Sequence[np.ndarray],
+    memory: Mapping[Buffer, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """The outputs by name. Raises ProgramStop for a run that a check stops.
+
+    ``memory``: flat arrays for some of the buffers, which may overlap as a memory plan says.
+    """
     arrays = [inputs[buffer.name] for buffer in program.inputs] if isinstance(inputs, Mapping) else list(inputs)
     run = _Run(program, arrays)
+    run.memory.update(memory or {})
     run.block(program.body)
     return {name: run.result(buffer) for name, buffer in zip(program.output_names, program.outputs, strict=True)}
 

@@ -16,6 +16,7 @@ from tcompile.ir.loops_interpret import run_kernel
 from tcompile.ir.loops_verify import verify_kernel
 from tcompile.ir.ops import evaluate
 from tcompile.ir.target import Target
+from tests.codegen.template_runs import check_in_place
 
 TARGET = Target("test", "x86_64-unknown-linux-gnu", "x86-64-v3", vector_bytes=32)
 
@@ -42,9 +43,10 @@ def run_node(node: Node, arrays: Sequence[np.ndarray], env: Mapping[str, int], s
         memory[value] = np.full(shape, 77).astype(value.dtype.numpy)
     for kernel, values, symbols in kernels_of(node, scope, scheduled=scheduled):
         verify_kernel(kernel)
-        buffers = [memory[value].reshape(-1) for value in values]
-        status = run_kernel(kernel, buffers, [env[name] for name in symbols])
+        buffers, extents = [memory[value].reshape(-1) for value in values], [env[name] for name in symbols]
+        status = run_kernel(kernel, buffers, extents)
         assert status is None, status
+        check_in_place(kernel, buffers, extents)
     return [memory[value] for value in node.outputs]
 
 

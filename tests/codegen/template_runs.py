@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from tcompile.codegen import cpu_templates, templates
 from tcompile.codegen.draft import Scope
 from tcompile.ir.graph import Graph, Node, Value
 from tcompile.ir.interpret import bind_symbols, interpret
+from tcompile.ir.loops import Kernel
 from tcompile.ir.loops_interpret import run_kernel
 from tcompile.ir.opspec import concrete
 from tcompile.ir.target import Target, named_target
@@ -55,5 +56,17 @@ def _run(node: Node, values: dict, env: dict, scope: Scope, target: Target) -> l
     for built in kernels:
         names = sorted(env)
         kernel = replace(built.kernel, dims=tuple(names))
-        assert run_kernel(kernel, [values[value] for value in built.values], [env[name] for name in names]) is None
+        arrays = [values[value] for value in built.values]
+        assert run_kernel(kernel, arrays, [env[name] for name in names]) is None
+        check_in_place(kernel, arrays, [env[name] for name in names])
     return [built.kernel.tags["template"] for built in kernels]
+
+
+def check_in_place(kernel: Kernel, arrays: Sequence[np.ndarray], dims: Sequence[int]) -> None:
+    """A kernel that ran on ``arrays`` gives the same with each of its aliases being one buffer."""
+    for i, o in kernel.aliases:
+        if arrays[i].size == arrays[o].size:
+            again = [array.copy() for array in arrays]
+            again[o] = again[i]
+            assert run_kernel(kernel, again, dims) is None
+            np.testing.assert_array_equal(again[o].reshape(-1), arrays[o].reshape(-1), f"{kernel.name}: result {o} over operand {i}")

@@ -1,0 +1,121 @@
+"""When each buffer of a program holds something, and where a result may take the place of an operand.
+
+Positions count instructions in program order, bodies included. The caller's memory is used from before the first
+instruction (inputs) and until after the last (outputs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from tcompile.ir import dims
+from tcompile.ir.program import Buffer, Call, Copy, If, Instruction, Loop, Program, Role
+from tcompile.ir.program_text import buffers_of
+
+
+@dataclass(frozen=True)
+class Life:
+    """Positions of the first and last use of a buffer."""
+
+    buffer: Buffer
+    start: int
+    end: int
+
+
+def lifetimes(program: Program) -> list[Life]:
+    """The lives of all buffers, in the order in which they begin."""
+    return sorted(_lives(_walked(program)).values(), key=lambda life: life.start)
+
+
+def handovers(program: Program) -> Iterator[tuple[Buffer, Buffer]]:
+    """(operand, result): the instruction that writes the result first is the last to read the operand, element for element."""
+    walker = _walked(program)
+    lives = _lives(walker)
+    for position, instruction in walker.instructions:
+        for operand, result in _in_place(instruction):
+            if lives[operand].end == position and lives[result].start == position:
+                yield operand, result
+
+
+def shared(program: Program) -> Iterator[tuple[int, int]]:
+    """(output, input) positions that may be one memory: the input is read for the last time before the output is written,
+    or is handed over to it. Outputs of which only the run knows the shape are not among them."""
+    lives = _lives(_walked(program))
+    given = set(handovers(program))
+    entry = set(program.entry_symbols)
+    for k, output in enumerate(program.outputs):
+        if output.role is not Role.OUTPUT or output not in lives or not dims.shape_symbols(output.shape) <= entry:
+            continue
+        for i, operand in enumerate(program.inputs):
+            ends = lives[operand].end if operand in lives else -1
+            if operand.dtype == output.dtype and (ends < lives[output].start or (operand, output) in given):
+                yield k, i
+
+
+def _in_place(instruction: Instruction) -> list[tuple[Buffer, Buffer]]:
+    """The pairs of buffers that an instruction may find at one address; an operand that it reads elsewhere too is none."""
+    match instruction:
+        case Copy(target=target, source=source):
+            return [(source, target)]
+        case Call(kernel=kernel, buffers=buffers):
+            found = []
+            for i, o in kernel.aliases:
+                places = [k for k, buffer in enumerate(buffers) if buffer is buffers[i]]
+                if all((k, o) in kernel.aliases for k in places):
+                    found.append((buffers[i], buffers[o]))
+            return found
+    return []
+
+
+def _walked(program: Program) -> _Walker:
+    walker = _Walker()
+    walker.block(program.body)
+    walker.position += 1
+    for buffer in program.inputs:
+        if buffer in walker.uses:
+            walker.uses[buffer] = 0, walker.uses[buffer][1]
+    for buffer in program.outputs:
+        if buffer in walker.uses:
+            walker.uses[buffer] = walker.uses[buffer][0], walker.position
+    return walker
+
+
+def _lives(walker: _Walker) -> dict[Buffer, Life]:
+    found = {}
+    for buffer, (start, end) in walker.uses.items():
+        for first, last in walker.loops:  # inner loops come first
+            if (start < first <= end or start <= last < end) and start <= last and end >= first:
+                start, end = min(start, first), max(end, last)
+        found[buffer] = Life(buffer, start, end)
+    return found
+
+
+class _Walker:
+    def __init__(self) -> None:
+        self.position = 0
+        self.uses: dict[Buffer, tuple[int, int]] = {}
+        self.loops: list[tuple[int, int]] = []
+        self.instructions: list[tuple[int, Instruction]] = []
+
+    def block(self, body: Iterable[Instruction]) -> None:
+        for instruction in body:
+            self.position += 1
+            self.instructions.append((self.position, instruction))
+            for buffer in buffers_of(instruction):
+                self.use(buffer)
+            match instruction:
+                case If():
+                    self.block(instruction.then)
+                    self.block(instruction.otherwise)
+                case Loop():
+                    first = self.position
+                    self.block(instruction.body)
+                    self.position += 1
+                    if instruction.cond is not None:
+                        self.use(instruction.cond)
+                    self.loops.append((first, self.position))
+
+    def use(self, buffer: Buffer) -> None:
+        start, _ = self.uses.get(buffer, (self.position, 0))
+        self.uses[buffer] = start, self.position
