@@ -7,6 +7,7 @@ from typing import ClassVar
 from tcompile.codegen import cpu_emit_index as index
 from tcompile.codegen import cpu_emit_lanes as ops
 from tcompile.codegen import cpu_emit_spread as spread
+from tcompile.codegen import cpu_emit_transpose as transpose
 from tcompile.codegen.cpu_emit_casts import Casts
 from tcompile.codegen.cpu_emit_function import Function
 from tcompile.codegen.cpu_emit_index import Names
@@ -211,11 +212,32 @@ class Expressions:
         return found
 
     def _read_register(self, buffer: Registers, expr: Load) -> Value:
+        if self._by_columns(buffer, expr):
+            return self._column(buffer, expr)
         key, lane = self.register_key(buffer, expr.indices)
         whole = self.register(buffer, key)
         if lane is None:
             return _resized(self.fn, whole, buffer.dtype, self.lanes) if buffer.lanes else whole
         return _part(self.fn, whole, buffer.dtype, lane)
+
+    def _by_columns(self, buffer: Registers, expr: Load) -> bool:
+        """Whether the lanes of a load go down the rows of a square."""
+        if len(expr.indices) != 2 or not buffer.lanes or buffer.shape != (buffer.lanes, buffer.lanes):
+            return False
+        row, column = expr.indices
+        return not index.uniform(self.names, row) and index.uniform(self.names, column)
+
+    def _column(self, buffer: Registers, expr: Load) -> Value:
+        row, column = expr.indices
+        found = spread.spread(self.names, row)
+        one = found and spread.joined(self.fn, found)
+        if not one or found.scalars or found.constant or one.numbers != tuple(range(found.lanes)):
+            raise InvalidModelError(f"register buffer {buffer.name}: expected a whole column, got the rows {row}")
+        narrow = is_narrow(buffer.dtype)
+        rows = [self.register(buffer, (k, 0)) for k in range(buffer.lanes)]
+        raw = [self.casts.bits(value, buffer.dtype) for value in rows] if narrow else rows
+        made = transpose.columns(self.fn, raw, storage_type(buffer.dtype))[self._constant(buffer, column)]
+        return Value(None, made.depth, made.lanes, made.name) if narrow else made
 
     def write_register(self, buffer: Registers, indices, value: Value, mask: Value | None) -> None:
         """Stores to a register, where ``mask`` holds."""

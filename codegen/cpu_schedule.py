@@ -13,6 +13,7 @@ from tcompile.codegen.schedule import Names, collapse, flatten, map_loops, split
 from tcompile.codegen.schedule_access import Access, accesses, drop_unused, has_loops, only_loop
 from tcompile.codegen.schedule_distribute import distribute
 from tcompile.codegen.schedule_lanes import accumulation, lanes_of
+from tcompile.codegen.schedule_transpose import blocks_of, find_turn
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike
 from tcompile.ir.dtypes import BOOL, I64
@@ -98,6 +99,11 @@ class _Scheduler:
         width = self._width(core)
         lanes = min(reversed(outer), key=lambda loop: self._cost(core, loop, width))
         rest = [loop for loop in outer if loop is not lanes]
+        turn = find_turn(outer, core, lanes, self.target.vector_bytes)
+        if turn is not None:
+            tiles = blocks_of(turn, core, self.names)
+            around = [loop for loop in rest if loop is not turn.rows]
+            return self._parallel([*around, replace(tiles, body=())], tiles.body, threads and self._worth_threads(outer))
         width = _fitting(width, lanes.extent)
         vector = vectorise(replace(lanes, body=core), width) if width > 1 else replace(lanes, body=core)
         chunk = max(width, CHUNK_BYTES // self._largest(core))
@@ -115,12 +121,9 @@ class _Scheduler:
         return _wrap(outer, body)
 
     def _worth_threads(self, outer: list[For], body: Block = ()) -> bool:
-        work = dims.product(loop.extent for loop in outer)
-        inner = [stmt.extent for stmt in walk(body) if isinstance(stmt, For)]
-        high = dims.upper_bound(work, {})
-        if high is None:
-            return True
-        return high * max(1, sum(extent if isinstance(extent, int) else SERIAL_WORK for extent in inner)) > SERIAL_WORK
+        """Whether the loops around a body may have enough to do for several threads."""
+        high = dims.upper_bound(dims.product(loop.extent for loop in outer), {})
+        return high is None or high * _turns(body) > SERIAL_WORK
 
     # Nests --------------------------------------------------------------------------------------------
 
@@ -247,6 +250,20 @@ def _enough(outer: list[For]) -> int:
         if turns >= _ENOUGH_TURNS:
             return count
     return len(outer)
+
+
+def _turns(block: Block) -> int:
+    """Statements that a block runs, at least one; extents that are not constant count as many."""
+    total = 0
+    for stmt in block:
+        match stmt:
+            case For(extent=extent):
+                total += (extent if isinstance(extent, int) else SERIAL_WORK) * _turns(stmt.body)
+            case If():
+                total += max(_turns(stmt.then), _turns(stmt.otherwise))
+            case _:
+                total += 1
+    return max(total, 1)
 
 
 def _wrap(loops: list[For], body: Block) -> Block:

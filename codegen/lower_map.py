@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from tcompile.codegen.access import ravel, reshaped
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import index_value
+from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Shape, product
 from tcompile.ir.graph import Node, Value
 
@@ -29,15 +30,16 @@ def lower_map(node: Node, scope: Scope) -> list[Draft]:
         size = pending[0][0].type.size
         group = [pair for pair in pending if pair[0].type.size == size]
         pending = [pair for pair in pending if pair not in group]
-        drafts += _group(node, group, parts_of(group[0][1], producers), scope)
+        drafts += _group(node, group, producers, scope)
     return drafts
 
 
-def _group(node: Node, pairs: Sequence[Pair], parts: Parts | None, scope: Scope) -> list[Draft]:
+def _group(node: Node, pairs: Sequence[Pair], producers: Mapping[Value, Node], scope: Scope) -> list[Draft]:
     """The kernels that store outputs of one size. Parts without axes around them get a kernel each: threads share its turns."""
+    parts = parts_of(pairs[0][1], producers)
     shape = pairs[0][0].shape
     if parts is None or any(output.shape != shape for output, _ in pairs):
-        return [_whole(node, pairs, shape, scope)]
+        return [_whole(node, pairs, shape, _channel_blocks(pairs[0][1], producers), scope)]
     axis, extents = parts
     starts = [sum(extents[:k], 0) for k in range(len(extents))]
     pieces = [(start, extent) for start, extent in zip(starts, extents, strict=True) if extent != 0]
@@ -46,12 +48,33 @@ def _group(node: Node, pairs: Sequence[Pair], parts: Parts | None, scope: Scope)
     return [_pieces(node, pairs, shape, axis, pieces, scope)]
 
 
-def _whole(node: Node, pairs: Sequence[Pair], shape: Shape, scope: Scope) -> Draft:
+def _whole(node: Node, pairs: Sequence[Pair], shape: Shape, blocks: tuple[int, int] | None, scope: Scope) -> Draft:
     draft = _draft(node, scope)
-    with draft.nest.loops(shape, independent=True) as at:
-        _store(draft, pairs, at, shape)
+    if blocks is None:
+        with draft.nest.loops(shape, independent=True) as at:
+            _store(draft, pairs, at, shape)
+    else:
+        axis, block = blocks
+        split = (*shape[:axis], dims.floordiv(shape[axis], block), block, *shape[axis + 1 :])
+        with draft.nest.loops(split, independent=True) as at:
+            _store(draft, pairs, (*at[:axis], at[axis] * block + at[axis + 1], *at[axis + 2 :]), shape)
     draft.flops = _flops(node, shape)
     return draft
+
+
+def _channel_blocks(value: Value, producers: Mapping[Value, Node]) -> tuple[int, int] | None:
+    """(axis, block) where a value is unpacked from whole blocks: two loops for the axis make its reads linear."""
+    for _ in range(_DEPTH):
+        node = producers.get(value)
+        if node is None or not node.inputs:
+            return None
+        if node.op == "unpack":
+            axis, block = node.attrs["axis"], node.attrs["block"]
+            return (axis, block) if dims.mod(node.output.shape[axis], block) == 0 else None
+        if node.op not in ("map", "convert", "bitcast"):
+            return None
+        value = next((operand for operand in node.inputs if _made_by(operand, producers, ("unpack",))), node.inputs[0])
+    return None
 
 
 def _pieces(node: Node, pairs: Sequence[Pair], shape: Shape, axis: int, pieces: Sequence[tuple[DimLike, DimLike]], scope: Scope) -> Draft:
@@ -97,15 +120,15 @@ def parts_of(value: Value, producers: Mapping[Value, Node]) -> Parts | None:
             case "pad":
                 return _padded(node)
             case "map" | "convert" | "bitcast":
-                value = next((operand for operand in node.inputs if _is_joined(operand, producers)), node.inputs[0])
+                value = next((operand for operand in node.inputs if _made_by(operand, producers, ("concat", "pad"))), node.inputs[0])
             case _:
                 return None
     return None
 
 
-def _is_joined(value: Value, producers: Mapping[Value, Node]) -> bool:
+def _made_by(value: Value, producers: Mapping[Value, Node], ops: tuple[str, ...]) -> bool:
     node = producers.get(value)
-    return node is not None and node.op in ("concat", "pad")
+    return node is not None and node.op in ops
 
 
 def _padded(node: Node) -> Parts | None:

@@ -50,6 +50,17 @@ def accesses(block: Block, var: str) -> list[Access]:
     return found
 
 
+def load_steps(block: Block, var: str) -> list[tuple[Load, DimLike | None]]:
+    """Every load of a block once, with its step along a loop variable."""
+    variant = {var} | dependent(block, var)
+    found: dict[int, tuple[Load, DimLike | None]] = {}
+    for stmt in walk(block):
+        for expr in postorder(*expressions(stmt)):
+            if isinstance(expr, Load) and id(expr) not in found:
+                found[id(expr)] = expr, _step(expr.indices, var, variant)
+    return list(found.values())
+
+
 def dependent(block: Block, var: str) -> set[str]:
     """Names of scalars whose value depends on a loop variable."""
     found = {var}

@@ -7,8 +7,8 @@
 5. A PARALLEL loop is a statement of the kernel's own block, the only loop there, and no store stands beside it.
 6. An UNROLLED extent is constant. A VECTOR loop has at least 2 lanes and holds no other loop than unrolled ones, no While
    and no Alloc; the condition of an If in it is the same for all lanes.
-7. A REGISTER buffer has a constant shape, and its indices are constant after unrolling, but for the last, which may
-   add a vector loop's variable.
+7. A REGISTER buffer has a constant shape, and its indices are constant after unrolling, but for the last, or in a load of a
+   square the one before it (a column), which may add a vector loop's variable.
 8. No access that always happens lies outside its buffer wherever the loops' ranges prove that; ``unproved_accesses``
    lists those that nothing proves to be inside.
 9. ``aliases`` are pairs of different parameters of one dtype.
@@ -274,8 +274,9 @@ class _Verifier:
         return buffer
 
     def register_indices(self, name: str, indices: Shape) -> None:
+        by_columns = len(indices) == 2 and self.scope.vector in dims.symbols(indices[0])
         for axis, index in enumerate(indices):
-            lane = self.scope.vector if axis == len(indices) - 1 else ""
+            lane = self.scope.vector if axis == (0 if by_columns else len(indices) - 1) else ""
             moving = dims.symbols(index) - self.scope.fixed - {lane}
             self.need(not moving, f"the index {index} of register buffer {name} is not constant after unrolling")
             if lane in dims.symbols(index):

@@ -12,13 +12,22 @@ from tcompile.codegen.lower_node import naive
 from tcompile.ir import dims, dtypes
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
+from tcompile.ir.interpret import interpret
 from tcompile.ir.loops import Load
 from tcompile.ir.loops_evaluate import postorder
 from tcompile.ir.loops_interpret import expressions, walk
 from tests.codegen.lowering import check_node
+from tests.codegen.native import run_native
 
 EXTENTS = st.sampled_from([0, 1, 2, 3, 5, 7, 8, 16, 17, 33])
 FEW = settings(max_examples=12, deadline=None, derandomize=True)
+
+
+def assert_native(case: Case) -> None:
+    """Compiled code gives the same bits as the op's meaning."""
+    graph = case.builder.graph(case.builder.nodes[-1].outputs)
+    for got, expected in zip(run_native(graph, *case.arrays).values(), interpret(graph, case.arrays).values(), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 class Case:
@@ -81,6 +90,38 @@ def test_transpose(shape, random, symbolic):
     random.shuffle(perm)
     case.builder.emit("transpose", case.tensor(shape), perm=tuple(perm))
     case.check()
+
+
+@pytest.mark.parametrize("dtype", [dtypes.F32, dtypes.F64, dtypes.U8, dtypes.BOOL, dtypes.BF16])
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "perm"), [((32, 48), (1, 0)), ((17, 33), (1, 0)), ((2, 19, 3, 40), (0, 3, 2, 1)), ((40, 2, 21), (2, 1, 0))]
+)
+def test_transposes_through_tiles(shape, perm, symbolic, dtype):
+    case = Case(symbolic=symbolic)
+    case.builder.emit("transpose", case.tensor(shape, dtype), perm=perm)
+    case.check()
+    assert_native(case)
+
+
+def test_elementwise_work_rides_on_a_transpose():
+    case = Case()
+    x, y, bias = case.tensor((3, 40, 21)), case.tensor((3, 21, 40)), case.tensor((21,))
+    region = case.builder.region("body")
+    rx, ry, rb = (region.input(v.name, v.dtype, v.shape) for v in (x, y, bias))
+    turned = region.map("add", region.transpose(rx, (0, 2, 1)), region.emit("broadcast", rb, shape=(3, 21, 40), axes=(1,)))
+    case.builder.emit_all("fused", (x, y, bias), {"kind": "map"}, (region.graph([region.map("mul", turned, ry)]),))
+    case.check()
+    assert_native(case)
+
+
+@pytest.mark.parametrize("channels", [16, 32, 21])
+def test_blocked_layouts(channels):
+    for op, shape, attrs in (("pack", (2, channels, 3, 11), {}), ("unpack", (2, -(-channels // 16), 3, 11, 16), {"extent": channels})):
+        case = Case()
+        case.builder.emit(op, case.tensor(shape), axis=1, block=16, **attrs)
+        case.check()
+        assert_native(case)
 
 
 @pytest.mark.parametrize(("source", "target"), [((6, 4), (2, 3, 4)), ((2, 12), (4, 6)), ((4, 1, 6), (24,)), ((0, 3), (3, 0)), ((1,), ())])
