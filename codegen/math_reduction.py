@@ -90,14 +90,14 @@ def _scaled(x: Term) -> tuple[Term, Term]:
     """(j, x * 2**(-53 j)): j grows by one with every 53 exponents above 2**105."""
     exponent = (x.bits() >> 52) - (1023 + 52)
     # (e * 1237) >> 16 == e // 53 for 0 <= e < 1024
-    j = (exponent._binary("max", 0).cast(I32) * 1237) >> 16
+    j = (exponent.at_least(0).cast(I32) * 1237) >> 16
     scale = ((1023 - j * 53).cast(I64) << 52).bits()
     return j, x * scale
 
 
 def _select_parts(j: Term) -> list[Term]:
     """Parts j .. j + 4 of 2/pi, by shifting the list by the bits of j, the highest first."""
-    parts: Sequence[Term] = [constant(_part(1 - 53 * c, 53) * 2.0 ** (53 * c) if c < 18 else _normalised_part(c), F64) for c in range(23)]
+    parts: Sequence[Term] = [constant(_normalised_part(c), F64) for c in range(23)]
     for bit, left in ((16, 20), (8, 12), (4, 8), (2, 6), (1, 5)):
         moved = (j & bit).differs(0)
         parts = [select(moved, parts[k + bit], parts[k]) if k + bit < len(parts) else parts[k] for k in range(min(left, len(parts)))]
@@ -105,6 +105,7 @@ def _select_parts(j: Term) -> list[Term]:
 
 
 def _normalised_part(c: int) -> float:
+    """The 53 bits of 2/pi from weight 2**(1 - 53 c) down, times 2**(53 c)."""
     shift = _BITS + 1 - 53 * c - 52
     return ((_TWO_OVER_PI >> shift) & ((1 << 53) - 1)) * 2.0**-51
 

@@ -93,9 +93,6 @@ class Term:
     def __rmul__(self, other: Number) -> Term:
         return self._binary("mul", other)
 
-    def floor(self) -> Term:
-        return self._unary("floor")
-
     def trunc(self) -> Term:
         return self._unary("trunc")
 
@@ -109,6 +106,10 @@ class Term:
     def at_most(self, other: Term | Number) -> Term:
         """The minimum, for integers (for floats see ``at_most``, which passes NaN on)."""
         return self._binary("min", other)
+
+    def at_least(self, other: Term | Number) -> Term:
+        """The maximum, for integers."""
+        return self._binary("max", other)
 
     def cast(self, dtype: DType) -> Term:
         """The value as another type."""
