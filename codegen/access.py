@@ -18,6 +18,8 @@ def ravel(indices: Sequence[DimLike], shape: Sequence[DimLike]) -> DimLike:
 
 def unravel(flat: DimLike, shape: Sequence[DimLike], ranges: Ranges) -> Shape:
     """The indices of the element at a row-major position, which must be in range."""
+    if 0 in shape:
+        return (0,) * len(shape)  # there is no element: code that never runs
     indices: list[DimLike] = []
     for k, extent in enumerate(shape):
         inner = product(shape[k + 1 :])

@@ -1,0 +1,73 @@
+"""Problems of the blocked layouts that passes make."""
+
+from __future__ import annotations
+
+from tcompile.ir import dims, dtypes
+from tcompile.ir.dtypes import ALL, DType
+from tests.problems.problem import Case, problem
+from tests.problems.values import bits
+
+FLOATS = [dtypes.F32, dtypes.F64, dtypes.F16, dtypes.BF16]
+FACTORS = [dtype for dtype in ALL if dtype.kind != "b" and dtype.bits >= 8]
+
+
+@problem("pack")
+def pack(case: Case, dtype: DType) -> None:
+    """An axis into blocks; the last one filled with zeros."""
+    shape = case.shape(case.integer(1, 4))
+    case.emit("pack", case.operand(dtype, shape, bits), axis=case.integer(0, len(shape) - 1), block=case.choice((1, 3, 8, 16)))
+
+
+@problem("unpack")
+def unpack(case: Case, dtype: DType) -> None:
+    """Blocks into an axis; pad lanes dropped."""
+    shape = list(case.shape(case.integer(1, 3)))
+    axis, block, extent = case.integer(0, len(shape) - 1), case.choice((1, 4, 16)), case.extent()
+    shape[axis] = dims.ceildiv(extent, block)
+    case.emit("unpack", case.operand(dtype, (*shape, block), bits), axis=axis, extent=extent, block=block)
+
+
+@problem("dot_packed", FACTORS)
+def dot_packed(case: Case, dtype: DType) -> None:
+    """Rows times panels."""
+    terms, columns, width = case.choice((0, 1, 5, 33)), case.choice((1, 16, 17, 50)), case.choice((8, 16, 32))
+    a = case.operand(dtype, (*case.shape(case.integer(0, 2)), terms))
+    b = case.operand(dtype, (-(-columns // width), terms, width), constant=0.5)
+    case.emit("dot_packed", a, b, columns=columns, dtype=dtype if dtype.bits >= 32 else dtypes.F32 if dtype.is_float else dtypes.I32)
+
+
+def _geometry(case: Case, rank: int):
+    pick = lambda high: tuple(case.integer(1, high) for _ in range(rank))  # noqa: E731
+    kernel, strides, dilation = pick(3), pick(2), pick(2)
+    least = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    return kernel, tuple(case.extent(n, among=(1, 2, 3, 5, 7, 9, n)) for n in least), {"strides": strides, "dilation": dilation}
+
+
+@problem("conv_blocked", FLOATS, rank=[1, 2, 3])
+def conv_blocked(case: Case, dtype: DType, rank: int) -> None:
+    """Blocked in, blocked out."""
+    kernel, space, attrs = _geometry(case, rank)
+    block, groups, inputs = case.choice((8, 16)), case.choice((1, 2)), case.choice((1, 2))
+    x = case.operand(dtype, (case.extent(among=(0, 1, 2)), groups * inputs, *space, block))
+    w = case.operand(dtype, (groups * case.choice((1, 2)), inputs, *kernel, block, block), constant=0.5)
+    case.emit("conv_blocked", x, w, **attrs, groups=groups, dtype=dtype)
+
+
+@problem("conv_stem", FLOATS, rank=[1, 2, 3])
+def conv_stem(case: Case, dtype: DType, rank: int) -> None:
+    """Few plain channels in, blocked out."""
+    kernel, space, attrs = _geometry(case, rank)
+    channels, block = case.choice((1, 3)), case.choice((8, 16))
+    x = case.operand(dtype, (case.extent(among=(0, 1, 2)), channels, *space))
+    w = case.operand(dtype, (case.choice((1, 2)), channels, *kernel, block), constant=0.5)
+    case.emit("conv_stem", x, w, **attrs, dtype=dtype)
+
+
+@problem("depthwise_blocked", FLOATS, rank=[1, 2, 3])
+def depthwise_blocked(case: Case, dtype: DType, rank: int) -> None:
+    """A kernel for each channel."""
+    kernel, space, attrs = _geometry(case, rank)
+    blocks, block = case.choice((1, 3)), case.choice((8, 16))
+    x = case.operand(dtype, (case.extent(among=(0, 1, 2)), blocks, *space, block))
+    w = case.operand(dtype, (blocks, *kernel, block), constant=0.5)
+    case.emit("depthwise_blocked", x, w, **attrs, dtype=dtype)
