@@ -149,24 +149,25 @@ class _RowsLowering:
     def _bind_kept(self, value: Value, buffer: str) -> None:
         def element(at: Shape, guard: Expr | None) -> Expr:
             full = at if value.shape == self.rows.shape else reshaped(at, value.shape, self.rows.shape, self.draft.nest.ranges)
-            self._must_be_row([full[k] for k in self.rows.kept], value)
+            self._must_be_row([full[k] for k in self.rows.kept], self.rows.outer, value)
             return Load(buffer, (ravel([full[k] for k in self.rows.axes], self.rows.inner),), value.dtype, guard)
 
         self.draft.bind(value, element)
 
     def _bind_total(self, stage: Node, total: Expr) -> None:
         def element(at: Shape, guard: Expr | None) -> Expr:
-            self._must_be_row(at, stage.output)
+            self._must_be_row(at, stage.output.shape, stage.output)
             return total
 
         self.draft.bind(stage.output, element)
         output = self.results.get(stage.output)
         if output is not None:
-            self.draft.store(output, self.row, total)
+            self.draft.store(output, reshaped(self.row, self.rows.outer, output.shape, self.draft.nest.ranges), total)
 
-    def _must_be_row(self, at: Iterable[DimLike], value: Value) -> None:
+    def _must_be_row(self, at: Iterable[DimLike], shape: Shape, value: Value) -> None:
+        """Reductions may differ in axes of extent 1: rows are compared by their position."""
         at = tuple(at)
-        if at != tuple(self.row) and ravel(at, self.rows.outer) != ravel(self.row, self.rows.outer):
+        if at != tuple(self.row) and ravel(at, shape) != ravel(self.row, self.rows.outer):
             where = ", ".join(map(str, at))
             raise InvalidModelError(
                 f"fused rows ({', '.join(self.node.source)}): {value.name} is read at ({where}), another row than its own",

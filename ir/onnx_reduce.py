@@ -104,10 +104,12 @@ def log_softmax(x: Term, axes: Axes) -> Term:
 
 @onnx_op("Softmax", "LogSoftmax")
 def import_softmax(ctx: OpContext) -> Item:
-    """Along one axis; before opset 13 over all axes from ``axis`` on."""
+    """Along one axis; before opset 13 over all axes from ``axis`` on. Narrow floats round where Softmax's function body does."""
     x = Term(ctx.builder, ctx.input(0))
-    function = softmax if ctx.op == "Softmax" else log_softmax
-    return function(x.convert(x.dtype.compute), StaticAxes(tuple(_softmax_axes(ctx, x.rank)))).convert(x.dtype).value
+    axes = StaticAxes(tuple(_softmax_axes(ctx, x.rank)))
+    if ctx.op == "Softmax":
+        return softmax(x, axes).value
+    return log_softmax(x.convert(x.dtype.compute), axes).convert(x.dtype).value
 
 
 def _softmax_axes(ctx: OpContext, rank: int) -> list[int]:
