@@ -27,5 +27,5 @@ def test_the_op_alone(op):
 @pytest.mark.parametrize("op", sorted(PROBLEMS.keys() - {"fused"}))  # the last pass makes fused nodes and takes none
 def test_the_op_after_all_passes(op):
     few = sample(PROBLEMS[op], SEED + 1)
-    for batch in batches(few[:: max(1, len(few) // 20)], SEED + 1):
+    for batch in batches(few[:: max(1, len(few) // 8)], SEED + 1):
         check_batch(batch, optimised=True)
