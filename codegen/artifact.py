@@ -24,7 +24,7 @@ import numpy as np
 from tcompile.codegen.descriptor import Content, describe, encode
 from tcompile.codegen.link import LinkedImage
 from tcompile.codegen.machine import machine
-from tcompile.codegen.signature import Weight, signature
+from tcompile.codegen.signature import Site, Weight, signature
 from tcompile.errors import Error
 from tcompile.ir.program import Program
 from tcompile.ir.target import Target
@@ -61,12 +61,14 @@ class Build:
     """What a program was compiled to: an image that exports tc_prepare and tc_run, and where its weights stand.
 
     ``weights``: see ``place_weights``. ``arena_bytes`` and ``scratch_bytes`` (per thread) are bounds, -1 where there are none.
+    ``growing``: the buffers whose size only a run knows, with the nodes that write them.
     """
 
     image: LinkedImage
     weights: Sequence[Weight] = ()
     arena_bytes: int = -1
     scratch_bytes: int = -1
+    growing: Sequence[Site] = ()
 
 
 def write_artifact(program: Program, build: Build, target: Target) -> bytes:
@@ -117,6 +119,7 @@ def _entries(program: Program, build: Build, target: Target) -> list[_Entry]:
         weights=tuple(placed),
         arena_bytes=build.arena_bytes,
         scratch_bytes=build.scratch_bytes,
+        growing=tuple(build.growing),
     )
     descriptor = encode(signed, content)
     manifest = json.dumps(describe(signed, content, descriptor), indent=1, ensure_ascii=False).encode() + b"\n"

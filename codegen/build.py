@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from tcompile.codegen.artifact import Build
@@ -9,10 +10,12 @@ from tcompile.codegen.cpu_entry import emit_entry
 from tcompile.codegen.cpu_llvm import compile_kernels, emit_kernel, scratch_bytes
 from tcompile.codegen.link import link
 from tcompile.codegen.memory import plan
+from tcompile.codegen.signature import Site
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Ranges
-from tcompile.ir.program import Program
-from tcompile.ir.program_text import program_kernels
+from tcompile.ir.loops import Access, Kernel
+from tcompile.ir.program import Buffer, Call, Program
+from tcompile.ir.program_text import program_kernels, walk
 from tcompile.ir.target import Target
 
 
@@ -35,7 +38,26 @@ def build_image(
     if progress is not None:
         progress.stage("compile", len(modules))
     image = link(compile_kernels(modules, target, workers, _reporter(progress), cache=cache))
-    return Build(image, places.weights, _bound(entry.arena_bytes, program.symbols), _bound(entry.scratch_bytes, program.symbols))
+    return Build(
+        image,
+        places.weights,
+        _bound(entry.arena_bytes, program.symbols),
+        _bound(entry.scratch_bytes, program.symbols),
+        _growing(program, [*places.growing, *entry.growing_scratch]),
+    )
+
+
+def _growing(program: Program, owners: Sequence[Buffer | Kernel]) -> tuple[Site, ...]:
+    """What only a run knows the size of, with the nodes that make it so: buffers, and scratch of kernels."""
+    names = dict(zip(program.outputs, program.output_names, strict=True))
+    sources: dict[Buffer | Kernel, dict[str, None]] = {owner: {} for owner in owners}
+    for call in walk(program.body):
+        if isinstance(call, Call):
+            written = [b for b, param in zip(call.buffers, call.kernel.params, strict=True) if param.access is not Access.IN]
+            for owner in (*written, call.kernel):
+                if owner in sources:
+                    sources[owner].update(dict.fromkeys(call.source))
+    return tuple(Site(names.get(owner, owner.name), tuple(nodes)) for owner, nodes in sources.items())
 
 
 def _reporter(progress: Progress | None):

@@ -21,9 +21,10 @@ _HEAD = struct.Struct("<8s6I4Q2q32s32s")
 _TABLE = struct.Struct("<II")
 _EXTENT, _TERM = struct.Struct("<IIqII"), struct.Struct("<IIq")
 _SYMBOL, _TENSOR, _WEIGHT = struct.Struct("<IIII"), struct.Struct("<IIIIII"), struct.Struct("<IIQQ")
-_SITE, _NOTE, _NAME = struct.Struct("<IIII"), struct.Struct("<II"), struct.Struct("<I")
+_SITE, _NOTE, _NAME, _SHARE = struct.Struct("<IIII"), struct.Struct("<II"), struct.Struct("<I"), struct.Struct("<II")
 _TABLES = (
     "strings", "features", "symbols", "extents", "terms", "inputs", "outputs", "weights", "calls", "requirements", "sources", "notes",
+    "growing", "shares",
 )  # fmt: skip
 _OPS = {"floordiv": 4, "mod": 5, "min": 6, "max": 7, "bcast": 8}
 
@@ -42,6 +43,7 @@ class Content:
     weights: tuple[Weight, ...]
     arena_bytes: int
     scratch_bytes: int
+    growing: tuple[Site, ...] = ()
 
 
 class _Writer:
@@ -143,6 +145,10 @@ def encode(signature: Signature, content: Content) -> bytes:
     for table, sites in (("calls", signature.calls), ("requirements", signature.requirements)):
         for site in sites:
             writer.add(table, _site(writer, site))
+    for site in content.growing:
+        writer.add("growing", _SITE.pack(writer.text(site.name), writer.names(site.sources), len(site.sources), 0))
+    for output, operand in signature.shares:
+        writer.add("shares", _SHARE.pack(output, operand))
     for key, value in sorted(signature.notes.items()):
         writer.add("notes", _NOTE.pack(writer.text(key), writer.text(value)))
     return _assemble(writer, signature, content, names)
@@ -204,5 +210,7 @@ def describe(signature: Signature, content: Content, descriptor: bytes) -> dict[
             "code": content.code_sha256.hex(),
             "weights": content.weights_sha256.hex(),
         },
+        "growing": [{"name": site.name, "nodes": list(site.sources)} for site in content.growing],
+        "shares": [{"output": signature.outputs[k].name, "input": signature.inputs[i].name} for k, i in signature.shares],
         "notes": dict(sorted(signature.notes.items())),
     }

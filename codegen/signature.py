@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tcompile.codegen.lifetimes import shared
 from tcompile.errors import UnsupportedError
 from tcompile.ir import dims
 from tcompile.ir.dims import Dim, DimLike
@@ -66,7 +67,10 @@ class Weight:
 
 @dataclass(frozen=True)
 class Signature:
-    """Everything of a program that the host reads. The first ``entry_symbols`` symbols come from input shapes."""
+    """Everything of a program that the host reads. The first ``entry_symbols`` symbols come from input shapes.
+
+    ``shares``: (output, input) positions that may be one memory.
+    """
 
     name: str
     symbols: tuple[Symbol, ...]
@@ -76,6 +80,7 @@ class Signature:
     calls: tuple[Site, ...]
     requirements: tuple[Site, ...]
     notes: dict[str, str] = field(default_factory=dict)
+    shares: tuple[tuple[int, int], ...] = ()
 
 
 def instructions(body: Iterable[Instruction]) -> Iterator[Instruction]:
@@ -122,6 +127,7 @@ def signature(program: Program) -> Signature:
         calls=tuple(Site(i.kernel.name, i.source, _flops(i)) for i in instructions(program.body) if isinstance(i, Call)),
         requirements=tuple(_requirement(i) for i in instructions(program.body) if isinstance(i, BindDim | Require)),
         notes=dict(program.notes),
+        shares=tuple(shared(program)),
     )
 
 

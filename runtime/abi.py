@@ -48,6 +48,12 @@ class Weight(ctypes.Structure):
     _fields_ = (("name", c_char_p), ("offset", c_int64), ("bytes", c_int64), ("dtype", c_int32))
 
 
+class Share(ctypes.Structure):
+    """tc_share."""
+
+    _fields_ = (("output", c_int32), ("input", c_int32))
+
+
 class Note(ctypes.Structure):
     """tc_note."""
 
@@ -62,9 +68,11 @@ class ModuleInfo(ctypes.Structure):
         *((name, c_int64) for name in (
             "code_bytes", "weights_bytes", "arena_bytes", "scratch_bytes", "symbol_count", "entry_symbol_count", "input_count",
             "output_count", "call_count", "requirement_count", "weight_count", "note_count", "feature_count",
+            "growing_count", "share_count",
         )),
         ("symbols", POINTER(Symbol)), ("inputs", POINTER(Tensor)), ("outputs", POINTER(Tensor)), ("calls", POINTER(Site)),
         ("requirements", POINTER(Site)), ("weights", POINTER(Weight)), ("notes", POINTER(Note)), ("features", POINTER(c_char_p)),
+        ("growing", POINTER(Site)), ("shares", POINTER(Share)),
     )  # fmt: skip
 
 

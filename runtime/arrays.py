@@ -38,8 +38,3 @@ def _to_array(value: object, spec: TensorSpec) -> np.ndarray:
     raise InputError(
         f"input '{spec.name}' is a {type(value).__name__}, expected an array of {spec.dtype}", hint=f"np.asarray(x, dtype='{spec.dtype}')"
     )
-
-
-def overlaps(array: np.ndarray, others: list[np.ndarray]) -> bool:
-    """Whether an array may share memory with one of the others."""
-    return any(np.may_share_memory(array, other) for other in others)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from tcompile.errors import Error, InputError
+from tcompile.runtime.abi import ModuleInfo
 from tcompile.runtime.arrays import as_input
 from tcompile.runtime.loader import Module, Source
 from tcompile.runtime.pool import Pool, shared_pool
 from tcompile.runtime.session import Session
-from tcompile.runtime.specs import SiteSpec, TensorSpec, call_specs, features, notes, symbol_bounds, tensor_specs
+from tcompile.runtime.specs import SiteSpec, TensorSpec, call_specs, features, growing_specs, notes, symbol_bounds, tensor_specs
 
+_SCRATCH_ALIGN = 64  # of each thread's scratch
 Inputs = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
 
@@ -78,12 +80,22 @@ class Executable:
         self._sessions: list[Session] = []
 
     def run(
-        self, inputs: Inputs, outputs: Iterable[str] | None = None, *, out: Mapping[str, np.ndarray] | None = None
+        self,
+        inputs: Inputs,
+        outputs: Iterable[str] | None = None,
+        *,
+        out: Mapping[str, np.ndarray] | None = None,
+        donate: Iterable[str] = (),
     ) -> dict[str, np.ndarray]:
         """Runs the model: arrays by name, or in order. Gives the outputs by name, in arrays that the caller owns.
 
         ``outputs``: the names wanted, all by default. ``out``: arrays to write outputs to, of their exact shapes;
         one that overlaps an input gets a copy. Nothing is cast; a non-contiguous input is copied.
+
+        ``donate``: inputs whose arrays the run may overwrite. An output that may take an input's place (``shares``) is
+        then written there without a copy: into ``out``'s array where that begins at the input's address, say
+        ``past = cache[:t]`` and ``out={"present": cache[: t + 1]}``, else into the input's array where it fits, and is
+        returned as a view of it. Where the program does not allow it, outputs have their own memory as ever.
 
         Raises InputError for inputs that do not fit (before anything runs), ExecutionError for a run that stopped, and
         what a signal handler raises: Ctrl-C stops a run between two kernels.
@@ -91,12 +103,12 @@ class Executable:
         arrays = self._arrays(inputs)
         session = self._take()
         try:
-            if outputs is None and not out:
+            if outputs is None and not out and not donate:
                 return session.run_all(arrays)
             wanted = self._output_names if outputs is None else self._known(outputs, "output")
             given = dict(out or {})
             self._known(given, "out array")
-            return session.run(arrays, wanted, given)
+            return session.run(arrays, wanted, given, self._positions(donate))
         finally:
             self._give_back(session)
 
@@ -108,6 +120,12 @@ class Executable:
             return dict(zip(self._output_names, shapes, strict=True))
         finally:
             self._give_back(session)
+
+    @property
+    def shares(self) -> dict[str, tuple[str, ...]]:
+        """The outputs that may be written over a donated input, and over which."""
+        found = self._opened().shares
+        return {self.outputs[k].name: tuple(self.inputs[i].name for i in inputs) for k, inputs in found.items()}
 
     @property
     def threads(self) -> int:
@@ -165,7 +183,11 @@ class Executable:
         )
 
     def report(self) -> dict[str, object]:
-        """What is in the artifact, as JSON can hold it: signature, target, sizes in bytes, calls. None: not bounded."""
+        """What is in the artifact, as JSON can hold it: signature, target, sizes in bytes, calls. None: not bounded.
+
+        ``peak_bytes`` is what one run at a time holds at most, the caller's tensors, ``growing`` buffers and outputs
+        nobody asked for not counted: code, weights, arena, and scratch for each thread.
+        """
         info = self._opened().info
         return {
             "name": self.name,
@@ -175,14 +197,23 @@ class Executable:
             "inputs": [_tensor_report(spec) for spec in self.inputs],
             "outputs": [_tensor_report(spec) for spec in self.outputs],
             "symbols": {name: list(bounds) for name, bounds in symbol_bounds(info).items()},
-            "growing": [spec.name for spec in self.outputs if spec.growing],
+            "growing": [{"name": site.kernel, "nodes": list(site.nodes)} for site in growing_specs(info)],
+            "shares": {output: list(inputs) for output, inputs in self.shares.items()},
             "code_bytes": info.code_bytes,
             "weights_bytes": info.weights_bytes,
             "arena_bytes": None if info.arena_bytes < 0 else info.arena_bytes,
             "scratch_bytes": None if info.scratch_bytes < 0 else info.scratch_bytes,
+            "threads": self.threads,
+            "peak_bytes": self._peak(info),
             "calls": [{"kernel": call.kernel, "nodes": list(call.nodes)} for call in self.calls],
             "notes": self.notes,
         }
+
+    def _peak(self, info: ModuleInfo) -> int | None:
+        if info.arena_bytes < 0 or info.scratch_bytes < 0:
+            return None
+        scratch = -(-info.scratch_bytes // _SCRATCH_ALIGN) * _SCRATCH_ALIGN
+        return info.code_bytes + info.weights_bytes + info.arena_bytes + scratch * self.threads
 
     def verify_weights(self) -> None:
         """Hashes the weights. Raises ArtifactError where they are not those that the model was compiled with."""
@@ -267,6 +298,12 @@ class Executable:
             spec = self.inputs[known.index(missing[0])]
             raise InputError(f"input '{spec.name}' is missing", hint=f"it is {spec}")
         self._known_among(list(inputs), known, "input")
+
+    def _positions(self, donated: Iterable[str]) -> frozenset[int]:
+        names = [spec.name for spec in self.inputs]
+        wanted = [donated] if isinstance(donated, str) else list(donated)
+        self._known_among(wanted, names, "input")
+        return frozenset(map(names.index, wanted))
 
     def _known(self, names: Iterable[str], what: str) -> list[str]:
         wanted = [names] if isinstance(names, str) else list(names)

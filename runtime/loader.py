@@ -41,6 +41,9 @@ class Module:
         self._finalizer.atexit = False
         self.info: abi.ModuleInfo = abi.native.tc_module_describe(self.handle).contents
         _check(_hash(code), ctypes.string_at(self.info.code_sha256, _HASH_BYTES), "code")
+        self.shares: dict[int, list[int]] = {}  # for each output, the inputs whose memory it may have
+        for share in self.info.shares[: self.info.share_count]:
+            self.shares.setdefault(share.output, []).append(share.input)
 
     def verify_weights(self) -> None:
         """Hashes the weights. Raises ArtifactError where they are not those that the model was compiled with."""

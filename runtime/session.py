@@ -5,15 +5,15 @@ from __future__ import annotations
 import ctypes
 import struct
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 
 from tcompile.errors import ExecutionError, InputError
 from tcompile.runtime import abi
-from tcompile.runtime.arrays import overlaps
 from tcompile.runtime.loader import Module
+from tcompile.runtime.placement import Placement, check_out
 from tcompile.runtime.pool import Pool
 from tcompile.runtime.specs import TensorSpec
 
@@ -66,14 +66,15 @@ class Session:
             raise self._failure(status)
         return dict(zip(self._names, made, strict=True))
 
-    def run(self, arrays: list[np.ndarray], wanted: Sequence[str], out: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The ``wanted`` outputs, in ``out``'s arrays where it names them."""
+    def run(
+        self, arrays: list[np.ndarray], wanted: Sequence[str], out: Mapping[str, np.ndarray], donated: Set[int] = frozenset()
+    ) -> dict[str, np.ndarray]:
+        """The ``wanted`` outputs, in ``out``'s arrays where it names them; inputs at ``donated`` positions may be overwritten."""
         shapes = [array.shape for array in arrays]
         if shapes != self._shapes:
             self._prepare(shapes)
-        targets: list[np.ndarray | None] = []
-        for k in range(len(self._outputs)):
-            targets.append(self._target(k, wanted, out, [*arrays, *(target for target in targets if target is not None)]))
+        placement = Placement(arrays, out, donated, self._module.shares)
+        targets = [self._target(k, spec, wanted, placement) for k, spec in enumerate(self._outputs)]
         places = (0 if target is None else abi.reference(target) for target in targets)
         self._pack(self._pointers, 0, *map(abi.reference, arrays), *places)
         status = self._run(*self._arguments)
@@ -129,24 +130,17 @@ class Session:
         extents = iter((ctypes.c_int64 * total).from_address(start))
         return [tuple(next(extents) for _ in spec.shape) for spec in self._outputs]
 
-    def _target(self, k: int, wanted: Sequence[str], out: Mapping[str, np.ndarray], used: list[np.ndarray]) -> np.ndarray | None:
-        """The array that compiled code writes output k to, apart from those in use; None leaves it in the session."""
-        if self._results[k] is None or self._names[k] not in wanted:
-            return None
-        shape, dtype = self._results[k]
-        given = out.get(self._names[k])
-        if given is not None:
-            _check_out(self._outputs[k], given, shape)
-            if given.flags.carray and not overlaps(given, used):
-                return given
-        return np.empty(shape, dtype)
+    def _target(self, k: int, spec: TensorSpec, wanted: Sequence[str], placement: Placement) -> np.ndarray | None:
+        """The array that compiled code writes output k to; None leaves it in the session."""
+        result = self._results[k]
+        return None if result is None or spec.name not in wanted else placement.choose(k, spec, result)
 
     def _result(self, k: int, targets: list[np.ndarray | None], out: Mapping[str, np.ndarray]) -> np.ndarray:
         result = self._fetch(k) if targets[k] is None else targets[k]
         given = out.get(self._names[k])
         if given is None or given is result:
             return result
-        _check_out(self._outputs[k], given, result.shape)
+        check_out(self._outputs[k], given, result.shape)
         given[...] = result
         return given
 
@@ -160,15 +154,3 @@ class Session:
         text = abi.native.tc_session_error(self._handle).decode(errors="replace")
         hint = abi.native.tc_session_hint(self._handle).decode(errors="replace")
         return InputError(text, hint=hint) if status == abi.INPUT else ExecutionError(text, hint=hint)
-
-
-def _check_out(spec: TensorSpec, given: object, shape: tuple[int, ...]) -> None:
-    if not isinstance(given, np.ndarray):
-        raise InputError(f"out['{spec.name}'] is a {type(given).__name__}, expected an array", hint=f"np.empty({shape}, '{spec.dtype}')")
-    if not given.flags.writeable:
-        raise InputError(f"out['{spec.name}'] is read-only")
-    if given.dtype != spec.dtype or given.shape != shape:
-        raise InputError(
-            f"out['{spec.name}'] is {given.dtype} of shape {given.shape}, the output is {spec.dtype} of shape {shape}",
-            hint=f"np.empty({shape}, '{spec.dtype}')",
-        )

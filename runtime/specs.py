@@ -64,6 +64,11 @@ def call_specs(info: abi.ModuleInfo) -> tuple[SiteSpec, ...]:
     return tuple(_site(site) for site in info.calls[: info.call_count])
 
 
+def growing_specs(info: abi.ModuleInfo) -> tuple[SiteSpec, ...]:
+    """Buffers whose size only a run knows: the tensor's name in place of the kernel's, and the ONNX nodes that write it."""
+    return tuple(_site(site) for site in info.growing[: info.growing_count])
+
+
 def notes(info: abi.ModuleInfo) -> dict[str, str]:
     """What the compiler wrote down."""
     return {_text(note.key): _text(note.value) for note in info.notes[: info.note_count]}

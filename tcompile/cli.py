@@ -256,7 +256,7 @@ def inspect(artifact, kernels, as_json) -> None:
         if not isinstance(value, (list, dict)):
             console.print(f"{key}: {value}")
     console.print(f"symbols: {report['symbols'] or 'none'}", markup=False)
-    console.print(f"may grow at run time: {', '.join(report['growing']) or 'nothing'}", markup=False)
+    console.print(f"may grow at run time: {', '.join(site['name'] for site in report['growing']) or 'nothing'}", markup=False)
     if kernels:
         listing = Table("call", "kernel", "ONNX nodes")
         for number, call in enumerate(report["calls"]):

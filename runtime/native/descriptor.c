@@ -9,7 +9,7 @@
 
 enum { RANK_LIMIT = 64, RECORD_LIMIT = 1 << 24 };
 
-_Static_assert(sizeof(struct tc_descriptor) == 240, "the descriptor's head has no padding");
+_Static_assert(sizeof(struct tc_descriptor) == 256, "the descriptor's head has no padding");
 _Static_assert(sizeof(struct tc_extent_record) == 24, "records have no padding");
 _Static_assert(sizeof(struct tc_term_record) == 16, "records have no padding");
 _Static_assert(sizeof(struct tc_weight_record) == 24, "records have no padding");
@@ -188,6 +188,25 @@ static tc_note *read_notes(struct reader *reader) {
     return to;
 }
 
+static tc_site *read_growing(struct reader *reader, const char *const *names) {
+    const struct tc_growing_record *from = records(reader, reader->head->growing, sizeof *from, "growing buffers");
+    tc_site *to = take(reader, reader->head->growing.count * sizeof *to);
+    for (uint32_t i = 0; i < reader->head->growing.count && !reader->failed; i++)
+        to[i] = read_site(reader, names, from[i].name, from[i].sources, from[i].source_count);
+    return to;
+}
+
+static tc_share *read_shares(struct reader *reader) {
+    const struct tc_share_record *from = records(reader, reader->head->shares, sizeof *from, "shares");
+    tc_share *to = take(reader, reader->head->shares.count * sizeof *to);
+    for (uint32_t i = 0; i < reader->head->shares.count && !reader->failed; i++) {
+        if (from[i].output >= reader->head->outputs.count || from[i].input >= reader->head->inputs.count)
+            fail(reader, "damaged descriptor: shared memory of a tensor that is not there");
+        to[i] = (tc_share){(int32_t)from[i].output, (int32_t)from[i].input};
+    }
+    return to;
+}
+
 static void check_head(struct reader *reader, size_t size) {
     const struct tc_descriptor *head = reader->head;
     if (size < sizeof *head + TC_HASH_BYTES || memcmp(head->magic, "TCOMPILE", 8) != 0) {
@@ -219,6 +238,8 @@ static void check_tables(struct reader *reader) {
     records(reader, head->calls, sizeof(struct tc_call_record), "calls");
     records(reader, head->requirements, sizeof(struct tc_requirement_record), "requirements");
     records(reader, head->notes, sizeof(struct tc_note_record), "notes");
+    records(reader, head->growing, sizeof(struct tc_growing_record), "growing buffers");
+    records(reader, head->shares, sizeof(struct tc_share_record), "shares");
     records(reader, head->features, sizeof(uint32_t), "features");
     records(reader, head->sources, sizeof(uint32_t), "sources");
 }
@@ -228,8 +249,8 @@ static size_t space(struct reader *reader) {
     const struct tc_descriptor *head = reader->head;
     size_t bytes = 1024;
     bytes += head->symbols.count * (sizeof(tc_symbol) + 8) + head->features.count * sizeof(char *) + head->sources.count * sizeof(char *);
-    bytes += (head->calls.count + head->requirements.count) * (sizeof(tc_site) + 8) + head->weights.count * (sizeof(tc_weight) + 8);
-    bytes += head->notes.count * sizeof(tc_note);
+    bytes += (head->calls.count + head->requirements.count + head->growing.count) * (sizeof(tc_site) + 8);
+    bytes += head->weights.count * (sizeof(tc_weight) + 8) + head->notes.count * sizeof(tc_note) + head->shares.count * sizeof(tc_share);
     const struct tc_table tables[2] = {head->inputs, head->outputs};
     for (int t = 0; t < 2; t++) {
         const struct tc_tensor_record *tensors = (const struct tc_tensor_record *)(reader->bytes + tables[t].offset);
@@ -274,6 +295,8 @@ static void read_all(struct reader *reader) {
     info->weight_count = head->weights.count;
     info->note_count = head->notes.count;
     info->feature_count = head->features.count;
+    info->growing_count = head->growing.count;
+    info->share_count = head->shares.count;
     info->symbols = read_symbols(reader);
     info->inputs = read_tensors(reader, head->inputs, "inputs", &parsed->input_extents);
     info->outputs = read_tensors(reader, head->outputs, "outputs", &parsed->output_extents);
@@ -283,6 +306,8 @@ static void read_all(struct reader *reader) {
     info->requirements = read_requirements(reader, sources);
     info->weights = read_weights(reader);
     info->notes = read_notes(reader);
+    info->growing = read_growing(reader, sources);
+    info->shares = read_shares(reader);
     if (!reader->failed) check_entry_symbols(reader);
     parsed->prepare_offset = head->prepare_offset;
     parsed->run_offset = head->run_offset;

@@ -129,6 +129,8 @@ struct tc_descriptor {
     struct tc_table requirements; /* tc_requirement_record */
     struct tc_table sources;      /* uint32: names of ONNX nodes */
     struct tc_table notes;        /* tc_note_record */
+    struct tc_table growing;      /* tc_growing_record, in the order of the slots */
+    struct tc_table shares;       /* tc_share_record */
 };
 
 struct tc_symbol_record {
@@ -203,6 +205,19 @@ struct tc_note_record {
     uint32_t value;
 };
 
+/* A buffer whose size only the run knows: its tensor's name, and the nodes that write it. */
+struct tc_growing_record {
+    uint32_t name;
+    uint32_t sources;
+    uint32_t source_count;
+    uint32_t reserved;
+};
+
+struct tc_share_record {
+    uint32_t output;
+    uint32_t input;
+};
+
 /* ---- The application's interface ------------------------------------------------------------------------- */
 
 typedef struct tc_module tc_module;   /* an opened model: immutable, shared by sessions and threads */
@@ -247,6 +262,13 @@ typedef struct tc_weight {
     int32_t dtype;
 } tc_weight;
 
+/* An output and an input that a run may be given as one memory, beginning at one address: no element of the input
+ * is read after that element of the output is written. The memory has the size of the larger. */
+typedef struct tc_share {
+    int32_t output;
+    int32_t input;
+} tc_share;
+
 typedef struct tc_note {
     const char *key;
     const char *value;
@@ -271,6 +293,8 @@ typedef struct tc_module_info {
     int64_t weight_count;
     int64_t note_count;
     int64_t feature_count;
+    int64_t growing_count;
+    int64_t share_count;
     const tc_symbol *symbols;
     const tc_tensor *inputs;
     const tc_tensor *outputs;
@@ -279,6 +303,8 @@ typedef struct tc_module_info {
     const tc_weight *weights;
     const tc_note *notes;
     const char *const *features;
+    const tc_site *growing; /* buffers whose size only the run knows */
+    const tc_share *shares;
 } tc_module_info;
 
 /* Opens a model: checks the descriptor (bounds, version), that this machine runs its code, and copies the code
@@ -316,6 +342,7 @@ TC_API const int64_t *tc_session_output_shapes(const tc_session *session);
 
 /* One run over row-major tensors (element-aligned). outputs[k] is the caller's memory; NULL leaves the output in
  * the session's; of a growing output it is always set to the session's memory, good until the next run or free.
+ * Outputs overlap neither each other nor inputs, but for the pairs that `shares` lists.
  * After the first run with given shapes it allocates nothing, unless a growing buffer grows. */
 TC_API int32_t tc_session_run(tc_session *session, const void *const *inputs, void **outputs);
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from tcompile.codegen.artifact import Build, write_artifact
 from tcompile.codegen.link import LinkedImage, link
-from tcompile.codegen.signature import place_weights
+from tcompile.codegen.signature import Site, place_weights
 from tcompile.ir.dims import Range, symbol
 from tcompile.ir.dtypes import F32, I64
 from tcompile.ir.loops import Kernel
@@ -249,7 +249,7 @@ def positive_artifact() -> bytes:
     kept = Buffer("kept", I64, (m,), Role.OUTPUT)
     body = (Call(kernel("positive"), (x, kept, count), (), ("node_nonzero",)), BindDim("m", count, Range(0, 1000), ("node_nonzero",)))
     program = Program("positive", (x,), (kept,), ("kept",), body, {"n": Range(0, None), "m": Range(0, 1000)}, ("n",))
-    return write_artifact(program, Build(image(_POSITIVE)), TARGET)
+    return write_artifact(program, Build(image(_POSITIVE), growing=(Site("kept", ("node_nonzero",)),)), TARGET)
 
 
 _ENDLESS = """
