@@ -18,6 +18,7 @@ from functools import partial
 
 from tcompile.codegen.access import ravel, unravel
 from tcompile.codegen.cpu_epilogue import Epilogue, anchor, store_tile
+from tcompile.codegen.cpu_split import split_task
 from tcompile.codegen.cpu_tile import micro_kernel
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare, index_value
@@ -116,7 +117,7 @@ class DirectConv:
         per_chunk = self._per_chunk(units, bundles)
         chunks = dims.ceildiv(units, per_chunk, self.nest.ranges)
         with self.nest.loop(self.images * bundles * chunks, LoopKind.PARALLEL) as task:
-            image, bundle, chunk = self._split(task, (self.images, bundles, chunks))
+            image, bundle, chunk = split_task(self.nest, task, (self.images, bundles, chunks))
             first = chunk * per_chunk
             run = partial(self._run, image, bundle, first, tiles, per_chunk, chunks, chunk)
             self._by_blocks(bundle, bundles, run)
@@ -136,13 +137,6 @@ class DirectConv:
         images = self.images if isinstance(self.images, int) else 1
         wanted = max(MIN_TASKS // max(images * bundles, 1), 1)
         return max(-(-units // wanted), 1) if isinstance(units, int) else 8 if wanted > 1 else 1 << 20
-
-    def _split(self, task: DimLike, shape: Shape) -> list[DimLike]:
-        found: list[DimLike] = []
-        for i, extent in zip(unravel(task, shape, self.nest.ranges), shape, strict=True):
-            simple = isinstance(i, int) or i == task
-            found.append(i if simple else self.nest.let_index(index_value(i), Range(0, extent - 1)))
-        return found
 
     def _by_blocks(self, bundle: DimLike, bundles: int, run: Callable[[int], None]) -> None:
         """Runs a bundle of ``wide`` blocks, or the narrower last one."""
@@ -173,7 +167,7 @@ class DirectConv:
                     self._rest(partial(emit, row=()), tiles)
             return
         with nest.loop(dims.minimum(per_chunk, self.rows - first, nest.ranges)) as offset:
-            row: Shape = tuple(self._split(first + offset, self.spatial[:-1])) if len(self.spatial) > 1 else ()
+            row: Shape = tuple(split_task(self.nest, first + offset, self.spatial[:-1])) if len(self.spatial) > 1 else ()
             with nest.loop(tiles) as tile:
                 emit(height, row, tile * height)
             self._rest(partial(emit, row=row), tiles)

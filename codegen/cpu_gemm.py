@@ -16,12 +16,13 @@ from functools import partial
 
 from tcompile.codegen.access import unravel
 from tcompile.codegen.cpu_epilogue import Epilogue, anchor, store_tile
+from tcompile.codegen.cpu_split import split_task
 from tcompile.codegen.cpu_tile import micro_kernel
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare, const, index_value
 from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
-from tcompile.ir.dims import DimLike, Range, Shape
+from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.dtypes import DType
 from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind
@@ -89,7 +90,7 @@ class Gemm:
         per_chunk = max(CHUNK_ROWS // self.tile.rows, 1)
         chunks = dims.ceildiv(dims.maximum(tiles, 1, self.nest.ranges), per_chunk, self.nest.ranges)
         with self.nest.loop(self.problem.batch * self.panels * chunks, LoopKind.PARALLEL) as task:
-            batch, panel, chunk = self._split(task, (self.problem.batch, self.panels, chunks))
+            batch, panel, chunk = split_task(self.nest, task, (self.problem.batch, self.panels, chunks))
             right = self.panel(batch, panel)
             first = chunk * per_chunk
             here = partial(self._tile_of_rows, batch, panel, right)
@@ -97,15 +98,6 @@ class Gemm:
                 here(self.tile.rows, (first + tile) * self.tile.rows)
             self._rest(tiles, chunk, chunks, here)
         return self.draft
-
-    def _split(self, task: DimLike, shape: Shape) -> list[DimLike]:
-        """The coordinates of a task, the last fastest, as variables."""
-        index = unravel(task, shape, self.nest.ranges)
-        found: list[DimLike] = []
-        for i, extent in zip(index, shape, strict=True):
-            simple = isinstance(i, int) or i == task
-            found.append(i if simple else self.nest.let_index(index_value(i), Range(0, extent - 1)))
-        return found
 
     def _rest(self, tiles: DimLike, chunk: DimLike, chunks: DimLike, emit: Callable[[int, DimLike], None]) -> None:
         """The rows that fill no tile, done by the last chunk."""

@@ -20,12 +20,13 @@ from tcompile.ir import (
     ops_order,
     ops_reduction,
     ops_structure,
+    ops_winograd,
 )
 from tcompile.ir.dims import DimError
 from tcompile.ir.graph import Graph, TensorType
 from tcompile.ir.opspec import KINDS, REGISTRY, OpSpec, RuleError
 
-SUBJECTS = (ops_structure, ops_movement, ops_indexing, ops_order, ops_contraction, ops_reduction, ops_control, ops_layout)
+SUBJECTS = (ops_structure, ops_movement, ops_indexing, ops_order, ops_contraction, ops_reduction, ops_control, ops_layout, ops_winograd)
 
 
 def spec(op: str) -> OpSpec:

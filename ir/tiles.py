@@ -11,6 +11,8 @@ from tcompile.ir.dims import DimLike
 from tcompile.ir.dtypes import F32, F64, I32, I64, DType
 from tcompile.ir.target import Target
 
+_TRANSFORM_CYCLES = 180.0  # of one tile and one vector of channels, both passes, loads and stores
+_MEMORY_BYTES_PER_CYCLE = 6.0  # of one core
 MANY_ROWS = 64  # what a symbolic number of rows is planned for
 
 
@@ -76,3 +78,37 @@ def step_cycles(target: Target, height: int, width: int) -> float:
 def panel_width(target: Target, rows: DimLike, columns: int, dtype: DType) -> int:
     """How wide to pack a constant matrix of ``columns`` that is multiplied with ``rows`` rows; ``dtype`` is that of the sums."""
     return best_tile(target, rows, columns, lanes(target, dtype)).columns
+
+
+def winograd_block(target: Target, tiles: DimLike, channels: int, vectors: int, lane_count: int) -> tuple[Tile, int]:
+    """The register tile, and how many 6x6 tiles to transform together: as many as the L2 cache holds, in equal blocks.
+
+    ``channels`` is the number of input channels, ``vectors`` the register width of an output block.
+    """
+    heights = [rows for rows in range(1, target.vector_registers) if fits(target, rows, vectors)]
+    # fewer than 16 would read the weights too often, even where V then leaves the L2 cache
+    most = max(min(target.l2_bytes // 2 // (36 * 4 * channels), 24), 16)
+    if not isinstance(tiles, int):
+        rows = heights[-1]
+        return Tile(rows, vectors, lane_count), rows * max(most // rows, 1)
+    together = -(-tiles // max(-(-tiles // most), 1)) if tiles else 1
+
+    def cycles(rows: int) -> float:
+        full, rest = divmod(together, rows)
+        return full * step_cycles(target, rows, vectors) + (step_cycles(target, rest, vectors) if rest else 0)
+
+    return Tile(min(heights, key=cycles), vectors, lane_count), together
+
+
+def winograd_cycles(target: Target, tiles: int, inputs: int, outputs: int) -> float:
+    """Estimated cycles of F(4x4, 3x3) on one core: products, transforms, and the weights from memory."""
+    rate = target.fma_ports * target.float_lanes
+    products = tiles * 36 * inputs * outputs / rate
+    transforms = tiles * (inputs + outputs) / target.float_lanes * _TRANSFORM_CYCLES
+    return max(products + transforms, 36 * 4 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)
+
+
+def direct_cycles(target: Target, positions: int, inputs: int, outputs: int) -> float:
+    """Estimated cycles of a direct 3x3 convolution on one core."""
+    products = positions * 9 * inputs * outputs / (target.fma_ports * target.float_lanes)
+    return max(products * 1.05, 9 * 4 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)

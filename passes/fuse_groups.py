@@ -19,9 +19,10 @@ RECOMPUTE_BUDGET = 4.0  # extra work per root element that a kernel may spend ra
 MAX_MEMBERS = 64  # larger kernels gain nothing and compile slowly
 CONTRACTIONS = {
     "dot_general": "dot", "dot_packed": "dot", "conv_blocked": "conv", "depthwise_blocked": "conv", "conv_stem": "conv",
+    "conv_winograd": "conv",
 }  # fmt: skip
 
-BORDER_WRITERS = frozenset({"conv_blocked", "conv_stem", "depthwise_blocked"})
+BORDER_WRITERS = frozenset({"conv_blocked", "conv_stem", "conv_winograd", "depthwise_blocked"})
 
 
 class Kind(StrEnum):

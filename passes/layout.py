@@ -18,43 +18,43 @@ from tcompile.ir.build import Builder
 from tcompile.ir.graph import Graph, Node
 from tcompile.ir.target import Target
 from tcompile.passes.dead_code import remove_dead
-from tcompile.passes.layout_dot import assign_dot
 from tcompile.passes.layout_forms import Forms
 from tcompile.passes.layout_rules import RULES
 
 
 @dataclass(frozen=True)
 class AssignLayouts:
-    """The pass. The target's registers decide how wide the panels of a packed matrix are."""
+    """The pass. The target's registers decide how wide the panels of a packed matrix are.
+
+    ``winograd`` allows F(4x4, 3x3) for 3x3 convolutions: as exact as a direct one, but a NaN or infinity in an input
+    reaches all 16 results of its tile.
+    """
 
     target: Target
+    winograd: bool = True
     name: str = "layout"
 
     def apply(self, graph: Graph) -> Graph:
         """The graph in packed layouts; inputs and outputs stay plain."""
-        return remove_dead(_assign(graph, self.target, Builder(graph.name), graph.symbols))
+        builder = Builder(graph.name)
+        builder.symbols = graph.symbols
+        return remove_dead(self._assign(graph, builder))
 
+    def _assign(self, graph: Graph, builder: Builder) -> Graph:
+        builder.inputs = list(graph.inputs)
+        forms = Forms(graph, builder, self.target, winograd=self.winograd)
+        for node in graph.nodes:
+            builder.source = node.source
+            rule = RULES.get(node.op)
+            if rule is None or not rule(node, forms):
+                self._keep(node, forms)
+        outputs = tuple(map(forms.plain, graph.outputs))
+        return Graph(graph.name, graph.inputs, outputs, builder.nodes, graph.symbols, graph.output_names)
 
-def _assign(graph: Graph, target: Target, builder: Builder, symbols: dict) -> Graph:
-    builder.symbols = symbols
-    builder.inputs = list(graph.inputs)
-    forms = Forms(graph, builder)
-    for node in graph.nodes:
-        builder.source = node.source
-        rule = RULES.get(node.op)
-        if rule is not None and rule(node, forms):
-            continue
-        if node.op == "dot_general" and assign_dot(node, forms, target):
-            continue
-        _keep(node, forms, target)
-    outputs = tuple(map(forms.plain, graph.outputs))
-    return Graph(graph.name, graph.inputs, outputs, builder.nodes, graph.symbols, graph.output_names)
-
-
-def _keep(node: Node, forms: Forms, target: Target) -> None:
-    """The node as it was, on plain operands."""
-    inputs = tuple(map(forms.plain, node.inputs))
-    regions = tuple(_assign(region, target, forms.b.region(region.name), forms.b.symbols) for region in node.regions)
-    forms.b.nodes.append(Node(node.op, inputs, node.outputs, node.attrs, regions, node.source))
-    for value in node.outputs:
-        forms.set_plain(value, value)
+    def _keep(self, node: Node, forms: Forms) -> None:
+        """The node as it was, on plain operands."""
+        inputs = tuple(map(forms.plain, node.inputs))
+        regions = tuple(self._assign(region, forms.b.region(region.name)) for region in node.regions)
+        forms.b.nodes.append(Node(node.op, inputs, node.outputs, node.attrs, regions, node.source))
+        for value in node.outputs:
+            forms.set_plain(value, value)

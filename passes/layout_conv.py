@@ -3,6 +3,7 @@
     conv(x, w)  -->  conv_blocked(pad(pack(x)), w')          channels in blocks of 16
                      depthwise_blocked(pad(pack(x)), w')     one input and one output channel per group
                      conv_stem(pad(x), w')                   few input channels: plain input, blocked output
+                     conv_winograd(pad(pack(x)), u)          3x3 at stride 1 where the products outweigh the transforms
 
 Narrow groups (4 to 8 channels in and out) are joined until a block is full: the weights between them are zero.
 """
@@ -17,6 +18,7 @@ from tcompile.ir.build import Builder
 from tcompile.ir.graph import Node, Value
 from tcompile.passes.layout_forms import BLOCK, Forms, pack_array
 from tcompile.passes.layout_transposed import assign_transposed
+from tcompile.passes.layout_winograd import assign_winograd, winograd_pays
 
 STEM_CHANNELS = 8  # a plain input of fewer channels than this is read as it lies
 
@@ -44,6 +46,9 @@ def assign_conv(node: Node, forms: Forms) -> bool:
         if joined is None:
             return False
         weights, groups = joined
+        if groups == 1 and forms.winograd and winograd_pays(node, weights, forms.target):
+            assign_winograd(node, weights, forms)
+            return True
         padded = _padded(b, forms.finite(x), node, lanes=True)
         result = b.emit("conv_blocked", padded, b.constant(pack_weights(weights)), groups=groups, **common)
     forms.set_blocked(node.output, result, 0.0)  # zero weights, zero lanes

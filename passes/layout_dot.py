@@ -13,12 +13,11 @@ from tcompile.ir.dims import DimLike, product
 from tcompile.ir.graph import Node, Value
 from tcompile.ir.ops_contraction import free_axes
 from tcompile.ir.ops_layout import pack_panels
-from tcompile.ir.target import Target
 from tcompile.ir.tiles import accumulator_type, panel_width
 from tcompile.passes.layout_forms import Forms
 
 
-def assign_dot(node: Node, forms: Forms, target: Target) -> bool:
+def assign_dot(node: Node, forms: Forms) -> bool:
     """Rewrites a product whose right factor is a constant without batch axes; tells whether it did."""
     a, b = node.inputs
     weights = forms.constant(forms.plain(b))
@@ -31,7 +30,7 @@ def assign_dot(node: Node, forms: Forms, target: Target) -> bool:
     rows = product(a.shape[k] for k in free_a)
     if matrix.shape[1] == 0:
         return False  # no panels
-    width = panel_width(target, rows, matrix.shape[1], accumulator_type(a.dtype, b.dtype, node.attrs["dtype"]))
+    width = panel_width(forms.target, rows, matrix.shape[1], accumulator_type(a.dtype, b.dtype, node.attrs["dtype"]))
     left = _rows_by_terms(forms, forms.plain(a), (*free_a, *contract_a), (rows, terms))
     panels = forms.b.constant(pack_panels(matrix, width))
     result = forms.b.emit("dot_packed", left, panels, columns=matrix.shape[1], dtype=node.attrs["dtype"])

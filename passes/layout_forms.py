@@ -15,6 +15,7 @@ import numpy as np
 from tcompile.ir.build import Builder
 from tcompile.ir.dtypes import BOOL
 from tcompile.ir.graph import Graph, Node, Value
+from tcompile.ir.target import Target
 
 BLOCK = 16  # on every CPU: one zmm, two ymm, four NEON registers of f32
 AXIS = 1
@@ -33,8 +34,9 @@ class Form:
 class Forms:
     """The values of the graph under construction by the old value they stand for."""
 
-    def __init__(self, graph: Graph, builder: Builder) -> None:
+    def __init__(self, graph: Graph, builder: Builder, target: Target, *, winograd: bool) -> None:
         self.b = builder
+        self.target, self.winograd = target, winograd
         self.producers = graph.producers()
         self.table: dict[Value, Form] = {value: Form(plain=value) for value in graph.inputs}
 

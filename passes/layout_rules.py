@@ -15,6 +15,7 @@ from tcompile.ir import elementwise
 from tcompile.ir.dims import DimLike, product
 from tcompile.ir.graph import Node, Value
 from tcompile.passes.layout_conv import assign_conv
+from tcompile.passes.layout_dot import assign_dot
 from tcompile.passes.layout_forms import AXIS, BLOCK, Forms
 
 Rule = Callable[[Node, Forms], bool]
@@ -146,6 +147,7 @@ def _has_channels(value: Value) -> bool:
 
 RULES: dict[str, Rule] = {
     "conv": assign_conv,
+    "dot_general": assign_dot,
     "map": _elementwise,
     "convert": _elementwise,
     "reduce_window": _window,

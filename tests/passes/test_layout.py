@@ -183,3 +183,17 @@ def test_transposed_convolution_is_one_convolution(kernel, dilate, dilation, low
     y = relu(b, b.emit("conv", x, w, groups=1, dtype=F32, **attrs))
     ops = laid_out(b.graph([y], ["y"]), x=normal(2, 18, *spatial))
     assert ops.count("conv_blocked") == 1
+
+
+@pytest.mark.parametrize("winograd", [True, False])
+def test_large_3x3_goes_through_winograd_where_allowed(winograd):
+    b = Builder()
+    x = b.input("x", F32, (1, 64, 27, 30))
+    y = relu(b, conv(b, relu(b, conv(b, x, 40, pad=1)), 24, pad=1))
+    graph = b.graph([y], ["y"])
+    done = AssignLayouts(named_target("x86-64-v3"), winograd=winograd).apply(graph)
+    verify(done)
+    array = {"x": normal(1, 64, 27, 30)}
+    got, want = interpret(done, array)["y"], interpret(graph, array)["y"]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    assert [node.op for node in done.nodes].count("conv_winograd") == (2 if winograd else 0)
