@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tcompile.errors import InputError
+from tcompile.runtime import dlpack
 from tcompile.runtime.specs import TensorSpec
 
 
@@ -31,6 +32,8 @@ def _to_array(value: object, spec: TensorSpec) -> np.ndarray:
         return np.asarray(value)
     if hasattr(value, "__dlpack__"):
         try:
+            if spec.element.name in dlpack.CODES:
+                return dlpack.from_dlpack(value, spec.element.name, spec.dtype)
             return np.from_dlpack(value)
         except (BufferError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             message = f"input '{spec.name}' cannot be read through DLPack: {error}"
