@@ -21,26 +21,17 @@ import traceback
 import warnings
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from tests.conformance_judge import Case, judge
+
 RECORD = Path(__file__).with_name("conformance_passing.txt")
 KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted", "real")
 RUN_SECONDS = 60
-
-
-@dataclass(frozen=True)
-class Case:
-    """One test: a model with data sets of inputs and expected outputs."""
-
-    name: str
-    kind: str
-    rtol: float
-    atol: float
 
 
 def all_cases() -> dict[str, tuple[Case, object]]:
@@ -179,20 +170,6 @@ def runner() -> None:
         send(output, reply)
 
 
-def judge(case: Case, got: list, expected: list) -> None:
-    """ONNX's own criterion; raises AssertionError."""
-    assert len(got) == len(expected), f"{len(got)} outputs, expected {len(expected)}"
-    for k, (a, b) in enumerate(zip(got, expected, strict=True)):
-        assert not isinstance(b, list), "a sequence output"
-        b = np.asarray(b)
-        assert a.dtype == b.dtype, f"output {k} has dtype {a.dtype}, expected {b.dtype}"
-        assert a.shape == b.shape, f"output {k} has shape {a.shape}, expected {b.shape}"
-        rtol = max(case.rtol, 2**-6) if b.dtype.name == "bfloat16" else case.rtol
-        if b.dtype.kind in "fV" or b.dtype.name.startswith(("bfloat", "float")):
-            a, b = a.astype(np.float64), b.astype(np.float64)
-        np.testing.assert_allclose(a, b, rtol=rtol, atol=case.atol)
-
-
 _CASES: dict[str, tuple[Case, object]] = {}
 _RUNNER = Runner()
 
@@ -210,7 +187,7 @@ def run_case(key: str) -> tuple[str, str, float]:
             artifact = compile_artifact(model, options=Options(workers=1))
             assert data_sets, "the case has no data"
             for inputs, expected in data_sets:
-                judge(case, _RUNNER.run(artifact, list(inputs)), list(expected))
+                judge(case, inputs, _RUNNER.run(artifact, list(inputs)), list(expected))
         reason = ""
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
