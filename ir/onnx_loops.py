@@ -83,6 +83,7 @@ def branch(condition: Term, captures: Sequence[Term], then: Callable[..., Term],
 
 def loop_counter(b: Builder, trip: DimLike | None) -> Dim:
     """A symbol for the number of a turn."""
-    counter = b.fresh_symbol("turn", 0, None if trip is None else trip - 1)
+    last = 0 if trip == 0 else None if trip is None else trip - 1  # of no turns the body is still a body
+    counter = b.fresh_symbol("turn", 0, last)
     assert isinstance(counter, Dim)
     return counter

@@ -1,0 +1,59 @@
+"""Long runs: ``python -m tests.fuzz --examples N [--seed S]`` draws graphs, ``--mutants N`` mutates files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.graphs import check, draw_graph
+
+
+def main() -> int:
+    """Prints what is found; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--examples", type=int, default=0)
+    parser.add_argument("--mutants", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    failed = bool(arguments.examples) and not run_graphs(arguments.examples, arguments.seed)
+    return int(failed)
+
+
+def run_graphs(examples: int, number: int) -> bool:
+    """Draws graphs and shrinks what fails; prints the smallest model that does."""
+    last = None
+
+    @seed(number)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink],
+        report_multiple_bugs=False,
+    )
+    @given(st.data())
+    def test(data):
+        nonlocal last
+        drawn = draw_graph(data)
+        try:
+            check(drawn, threads=data.draw(st.sampled_from((1, 3))))
+        except Exception:
+            last = drawn
+            raise
+
+    try:
+        test()
+    except Exception:
+        traceback.print_exc()
+        print(last)
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
