@@ -229,6 +229,11 @@ class Memory:
             f"{pointers.name}, <{lanes} x i1> splat (i1 true))"
         )
 
+    def prefetch(self, buffer: Buffer, indices: Shape) -> None:
+        """Asks for the cache line of an element, in the L2 cache."""
+        pointer = self._access(buffer, indices).pointer
+        self.fn.effect(f"call void @llvm.prefetch.p0(ptr {pointer.name}, i32 0, i32 2, i32 1)")
+
     def _to_memory(self, value: Value, dtype: DType) -> Value:
         if dtype.kind == "b":
             return ops.convert(self.fn, "zext", "i1", "i8", value)

@@ -24,7 +24,7 @@ from tcompile.errors import InvalidModelError, UnsupportedError
 from tcompile.ir import dims
 from tcompile.ir.dims import Range
 from tcompile.ir.dtypes import I64
-from tcompile.ir.loops import Alloc, Block, Check, For, If, Kernel, Let, Load, LoopKind, Space, Status, Stmt, Store, While
+from tcompile.ir.loops import Alloc, Block, Check, For, If, Kernel, Let, Load, LoopKind, Prefetch, Space, Status, Stmt, Store, While
 from tcompile.ir.loops_evaluate import postorder
 from tcompile.ir.target import Target
 
@@ -99,6 +99,11 @@ class Statements(Control):
         else:
             self.memory.store(buffer, stmt.indices, made, mask, self.active, self.lanes)
         self.touched(stmt.buffer)
+
+    def _prefetch(self, stmt: Prefetch) -> None:
+        buffer = self._buffer(stmt.buffer)
+        assert isinstance(buffer, Buffer), stmt.buffer
+        self.memory.prefetch(buffer, stmt.indices)
 
     def _check(self, stmt: Check) -> None:
         cond = self.value(stmt.cond)
@@ -309,6 +314,7 @@ class Statements(Control):
         Alloc: _alloc,
         Store: _store,
         Check: _check,
+        Prefetch: _prefetch,
         If: _if,
         For: _for,
         While: _while,

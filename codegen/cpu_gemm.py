@@ -11,6 +11,7 @@ fill a tile get smaller tiles: one of the exact size where M is known, halves of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,6 +32,7 @@ from tcompile.ir.target import Target
 from tcompile.ir.tiles import MANY_ROWS, Tile, accumulator_type, best_tile, fits, lanes, step_cycles
 
 CHUNK_ROWS = 128  # rows of one task where there are many
+LINE_BYTES = 64
 Element = Callable[[DimLike, DimLike], Expr]
 
 
@@ -82,6 +84,10 @@ class Gemm:
         """The index of a result in the contraction's value."""
         raise NotImplementedError
 
+    def terms(self, panel: DimLike, tile: DimLike) -> AbstractContextManager[DimLike]:
+        """The loops over terms, for the ``tile``-th tile of rows of a task."""
+        return self.nest.loop(self.problem.terms)
+
     # Loops --------------------------------------------------------------------------------------------
 
     def write(self) -> Draft:
@@ -95,7 +101,7 @@ class Gemm:
             first = chunk * per_chunk
             here = partial(self._tile_of_rows, batch, panel, right)
             with self.nest.loop(dims.minimum(per_chunk, tiles - first, self.nest.ranges)) as tile:
-                here(self.tile.rows, (first + tile) * self.tile.rows)
+                here(self.tile.rows, (first + tile) * self.tile.rows, tile)
             self._rest(tiles, chunk, chunks, here)
         return self.draft
 
@@ -131,13 +137,13 @@ class Gemm:
             yield size, first, compare("ge", rows - first, size)
             size //= 2
 
-    def _tile_of_rows(self, batch: DimLike, panel: DimLike, right: Callable, rows: int, first: DimLike) -> None:
+    def _tile_of_rows(self, batch: DimLike, panel: DimLike, right: Callable, rows: int, first: DimLike, number: DimLike = 0) -> None:
         tile = Tile(rows, self.tile.vectors, self.tile.lanes)
         acc = micro_kernel(
             self.nest,
             tile,
             self.problem.dtype,
-            terms=lambda: self.nest.loop(self.problem.terms),
+            terms=lambda: self.terms(panel, number),
             a=lambda row, term: self.left(batch, first + row, term),
             b=lambda vector, lane, term: right(term, vector * tile.lanes + lane),
         )
@@ -189,6 +195,30 @@ class PackedGemm(Gemm):
             inner = panel - outer * ratio
             start = self.nest.let_index(index_value(outer * self.problem.terms * width + inner * per))
         return lambda term, column: Load(buffer, (start + term * width + column,), b.dtype)
+
+    @contextmanager
+    def terms(self, panel: DimLike, tile: DimLike) -> Iterator[DimLike]:
+        """Each tile of rows asks for its share of the next panel: it comes from memory while this one is multiplied."""
+        ahead = self._ahead()
+        if ahead is None:
+            with self.nest.loop(self.problem.terms) as term:
+                yield term
+            return
+        b = self.core.inputs[1]
+        buffer, line, size = self.draft.read(b), LINE_BYTES // b.dtype.bytes, _extent(b.shape[1]) * _extent(b.shape[2])
+        steps = _extent(b.shape[1]) // ahead.terms
+        with self.nest.loop(steps) as step:
+            for k in range(ahead.lines):
+                self.nest.prefetch(buffer, (panel + 1) * size + ((tile * steps + step) * ahead.lines + k) * line)
+            with self.nest.loop(ahead.terms) as term:
+                yield step * ahead.terms + term
+
+    def _ahead(self) -> Ahead | None:
+        b = self.core.inputs[1]
+        if self.panels == 1 or _extent(b.shape[2]) != self.tile.columns:
+            return None
+        tiles = self.problem.rows // self.tile.rows if isinstance(self.problem.rows, int) else MANY_ROWS // self.tile.rows
+        return fetched_ahead(_extent(b.shape[1]), self.tile.columns * b.dtype.bytes, min(tiles, CHUNK_ROWS // self.tile.rows))
 
     def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:
         return (*unravel(row, self.core.output.shape[:-1], self.nest.ranges), column)
@@ -244,6 +274,23 @@ class BatchedGemm(Gemm):
         repeats, rows = len(self.core.attrs["batch"][0]), len(self.free[0])
         parts = ((shape[:repeats], batch), (shape[repeats : repeats + rows], row), (shape[repeats + rows :], column))
         return tuple(i for part, flat in parts for i in unravel(flat, part, self.nest.ranges))
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """How a panel is fetched while another is used: ``lines`` cache lines before every ``terms`` terms of each tile of rows."""
+
+    terms: int
+    lines: int
+
+
+def fetched_ahead(terms: int, row_bytes: int, tiles: int) -> Ahead | None:
+    """How ``tiles`` tiles of rows fetch a panel of ``terms`` rows together; None where it is not worth it: for a single one."""
+    if tiles < 2:
+        return None
+    wanted = LINE_BYTES * tiles // row_bytes  # terms for each line
+    step = max((k for k in range(1, min(max(wanted, 8), 32) + 1) if terms % k == 0), default=0)
+    return Ahead(step, -(-step * row_bytes // (LINE_BYTES * tiles))) if step >= 4 else None
 
 
 def packed_tile(target: Target, problem: Problem, width: int) -> Tile:

@@ -20,6 +20,7 @@ from tcompile.ir.loops import (
     Let,
     Load,
     Op,
+    Prefetch,
     Select,
     Stmt,
     Store,
@@ -77,6 +78,8 @@ class _Writer:
                 self.line(f"alloc {stmt.name} {stmt.dtype}[{_shape(stmt.shape)}] {stmt.space}")
             case Check():
                 self.line(f"check {self.expr(stmt.cond)} {stmt.status.name}")
+            case Prefetch():
+                self.line(f"prefetch {stmt.buffer} {_shape(stmt.indices)}")
             case _:
                 raise TypeError(f"not a Loop IR statement: {stmt!r}")
 

@@ -24,6 +24,7 @@ from tcompile.ir.loops import (
     Let,
     Load,
     Op,
+    Prefetch,
     Select,
     Stmt,
     Store,
@@ -76,6 +77,8 @@ class Rewriter:
                 return (replace(stmt, shape=self.shape(stmt.shape)),)
             case Check():
                 return (Check(self.expr(stmt.cond), stmt.status),)
+            case Prefetch():
+                return (Prefetch(self.buffer(stmt.buffer), self.shape(stmt.indices)),)
         raise TypeError(f"not a Loop IR statement: {stmt!r}")
 
     def index(self, expr: DimLike) -> DimLike:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Ranges, Shape
 from tcompile.ir.dtypes import DType
-from tcompile.ir.loops import Alloc, Block, Check, Expr, For, If, Let, LoopKind, Space, Status, Stmt, Store, Var, While
+from tcompile.ir.loops import Alloc, Block, Check, Expr, For, If, Let, LoopKind, Prefetch, Space, Status, Stmt, Store, Var, While
 
 
 class Nest:
@@ -126,3 +126,7 @@ class Nest:
     def check(self, cond: Expr, status: Status) -> None:
         """Stops the run unless ``cond``."""
         self.emit(Check(cond, status))
+
+    def prefetch(self, buffer: str, index: DimLike) -> None:
+        """Asks for the cache line of an element of a flat parameter."""
+        self.emit(Prefetch(buffer, (index,)))

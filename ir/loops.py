@@ -1,7 +1,7 @@
 """The Loop IR: one kernel as loops, scalar expressions and stores. Immutable; the whole grammar is here.
 
     kernel  ::= Kernel(name, params, dims, body)
-    stmt    ::= For | While | If | Let | Store | Alloc | Check | Block-as-tuple
+    stmt    ::= For | While | If | Let | Store | Alloc | Check | Prefetch | Block-as-tuple
     expr    ::= Const | Var | Index | Load | Op | Cast | Bitcast | Select
 
 Every expression is a scalar of one element type; a ``vector`` loop makes its body run on ``width`` lanes at
@@ -185,6 +185,17 @@ class Check:
     status: Status
 
 
+@dataclass(frozen=True, eq=False)
+class Prefetch:
+    """A hint that the element at ``indices`` of a parameter is read soon: it may be fetched into the L2 cache.
+
+    Changes no value, so it may name an element outside of the buffer.
+    """
+
+    buffer: str
+    indices: Shape
+
+
 class Status(StrEnum):
     """Why a run stopped; the entry adds which node."""
 
@@ -195,7 +206,7 @@ class Status(StrEnum):
     MEMORY = "out of memory"
 
 
-Stmt = For | While | If | Let | Store | Alloc | Check
+Stmt = For | While | If | Let | Store | Alloc | Check | Prefetch
 Block = tuple[Stmt, ...]
 
 

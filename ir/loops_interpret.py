@@ -16,7 +16,7 @@ from tcompile.errors import ExecutionError, InvalidModelError
 from tcompile.ir import dims as dim
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.dtypes import DType
-from tcompile.ir.loops import Alloc, Block, Check, For, If, Kernel, Let, Load, LoopKind, Param, Status, Stmt, Store, While
+from tcompile.ir.loops import Alloc, Block, Check, For, If, Kernel, Let, Load, LoopKind, Param, Prefetch, Status, Stmt, Store, While
 from tcompile.ir.loops_evaluate import Evaluator, compile_dim, postorder
 
 
@@ -118,6 +118,8 @@ class _Run:
             case Check():
                 if not np.all(self.evaluate(stmt.cond)[0]):
                     raise _Stop(stmt.status)
+            case Prefetch():
+                pass
             case _:
                 raise TypeError(f"not a Loop IR statement: {stmt!r}")
 

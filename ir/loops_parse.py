@@ -32,6 +32,7 @@ from tcompile.ir.loops import (
     LoopKind,
     Op,
     Param,
+    Prefetch,
     Select,
     Space,
     Status,
@@ -208,6 +209,8 @@ class _Parser:
                 cond = self.expr()
                 self.expect("else")
                 return Check(cond, Status[self.name()])
+            case "prefetch":
+                return Prefetch(self.name(), self.indices())
         if word not in _LOOPS:
             raise _Unexpected(f"expected a statement, got {word!r}")
         return self.loop(_LOOPS[word])

@@ -36,6 +36,7 @@ from tcompile.ir.loops import (
     LoopKind,
     Op,
     Param,
+    Prefetch,
     Select,
     Stmt,
     Store,
@@ -114,6 +115,8 @@ class _Writer:
                 self.line(depth, f"alloc {stmt.name}: {stmt.dtype}{_indices(stmt.shape)} {stmt.space}")
             case Check():
                 self.line(depth, f"check {self.exprs((stmt.cond,), depth)[0]} else {stmt.status.name}")
+            case Prefetch():
+                self.line(depth, f"prefetch {stmt.buffer}{_indices(stmt.indices)}")
             case _:
                 raise TypeError(f"not a Loop IR statement: {stmt!r}")
 

@@ -41,6 +41,7 @@ from tcompile.ir.loops import (
     Load,
     LoopKind,
     Op,
+    Prefetch,
     Select,
     Space,
     Stmt,
@@ -169,6 +170,8 @@ class _Verifier:
                 self.alloc(stmt)
             case Check(cond=cond):
                 self.condition(cond, uniform=False)
+            case Prefetch():
+                self.prefetch(stmt)
             case If():
                 self.condition(stmt.cond, uniform=True)
                 with self.nested(maybe=True):
@@ -216,6 +219,14 @@ class _Verifier:
         self.need(buffer.writable, f"{store.buffer} is an IN parameter")
         self.need(store.value.dtype == buffer.dtype, f"{store.buffer} is {buffer.dtype}, the stored value {store.value.dtype}")
         self.mask(store.mask)
+
+    def prefetch(self, hint: Prefetch) -> None:
+        buffer = self.scope.buffers.get(hint.buffer)
+        self.need(buffer is not None, f"{hint.buffer} is used before it is declared")
+        self.need(buffer.space is Space.GLOBAL, f"{hint.buffer} is no parameter")
+        self.need(len(hint.indices) == len(buffer.shape), f"{len(hint.indices)} indices for {hint.buffer} of rank {len(buffer.shape)}")
+        self.need(not self.scope.vector, "a Prefetch stands in a vector loop")
+        self.symbols(*hint.indices)
 
     def condition(self, cond: Expr, *, uniform: bool) -> None:
         self.need(cond.dtype == BOOL, f"the condition is {cond.dtype}, not bool")

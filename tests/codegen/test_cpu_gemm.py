@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 
+from tcompile.codegen.cpu_gemm import fetched_ahead
 from tcompile.ir import dims
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
 from tcompile.ir.dtypes import F32, F64, I8, I32, U8
+from tcompile.ir.interpret import interpret
 from tcompile.ir.ops_layout import pack_panels
 from tcompile.ir.target import named_target
 from tcompile.ir.tiles import panel_width
+from tests.codegen.native import run_native
 from tests.codegen.template_runs import check_template
 
 RNG = np.random.default_rng(0)
@@ -72,6 +75,32 @@ def test_two_activations(m, n, k):
     out = b.emit("dot_general", x, y, batch=((0, 1), (0, 1)), contract=((3,), (2,)), dtype=F32)
     graph = b.graph([out], ["out"])
     assert check_template(graph, {"x": _array((2, 3, m, k)), "y": _array((2, 3, k, n))}) == ["gemm"]
+
+
+@pytest.mark.parametrize("tiles", [2, 3, 10, 32])
+@pytest.mark.parametrize("row_bytes", [32, 64, 96, 192])
+@pytest.mark.parametrize("terms", [4, 96, 100, 768])
+def test_tiles_of_rows_fetch_the_whole_next_panel(terms, row_bytes, tiles):
+    ahead = fetched_ahead(terms, row_bytes, tiles)
+    lines = tiles * terms // ahead.terms * ahead.lines
+    assert terms % ahead.terms == 0
+    assert terms * row_bytes <= lines * 64 < 4 * terms * row_bytes + 64 * tiles * terms // ahead.terms
+
+
+def test_a_single_tile_fetches_nothing_ahead():
+    assert fetched_ahead(768, 96, 1) is None
+    assert fetched_ahead(7 * 7 * 37, 96, 9).terms == 7
+    assert fetched_ahead(37, 96, 9) is None
+
+
+def test_prefetches_run_and_read_nothing():
+    b = Builder()
+    a = b.input("a", F32, (40, 32))
+    graph = b.graph([_packed(b, a, _array((32, 72)), "x86-64-v3")], ["y"])
+    arrays = {"a": _array((40, 32))}
+    assert check_template(graph, arrays) == ["gemm"]
+    expected = interpret(graph, arrays)["y"]
+    np.testing.assert_allclose(run_native(graph, arrays["a"])["y"], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("s", [0, 1, 9, 30])

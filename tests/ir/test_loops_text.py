@@ -42,6 +42,7 @@ kernel sample(p0: in f32[d0, 8], p1: out f32[d0, 8], p2: inout i64[8*d0 + 1]) di
         }
       }
     }
+    prefetch p0[i0 + 1, 0]
   }
 }
 """
