@@ -157,6 +157,10 @@ def floordiv(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> DimLike:
         g = math.gcd(b, *(factor for monomial, factor in rest.terms if monomial))
         if g > 1:
             return quotient + floordiv(_exact(rest, g), b // g, ranges)
+        # (g*x + r) // (g*c) == x // c for 0 <= r < g
+        split = _split_small(rest, b, ranges)
+        if split is not None:
+            return quotient + floordiv(split[1], b // split[0], ranges)
         nested = _only_atom(rest, "floordiv")
         if nested is not None and isinstance(nested.args[1], int):
             return quotient + floordiv(nested.args[0], nested.args[1] * b, ranges)
@@ -180,6 +184,10 @@ def mod(a: DimLike, b: DimLike, ranges: Ranges | None = None) -> DimLike:
         g = math.gcd(b, *(factor for monomial, factor in rest.terms if monomial))
         if g > 1:
             return mod(_exact(rest, g), b // g, ranges) * g + _constant(rest) % g
+        # (g*x + r) % (g*c) == g*(x % c) + r for 0 <= r < g
+        split = _split_small(rest, b, ranges)
+        if split is not None:
+            return mod(split[1], b // split[0], ranges) * split[0] + split[2]
     return _atom("mod", rest, b)
 
 
@@ -376,14 +384,42 @@ def _polynomial(terms: Iterable[tuple[Monomial, int]]) -> DimLike:
     total: dict[Monomial, int] = {}
     for monomial, factor in terms:
         total[monomial] = total.get(monomial, 0) + factor
+    for monomial in [monomial for monomial in total if any(_is_mod(atom) for atom in monomial)]:
+        _join_mod(total, monomial)
     kept = [(monomial, factor) for monomial, factor in total.items() if factor]
     if not kept:
         return 0
     if len(kept) == 1 and not kept[0][0]:
         return kept[0][1]
-    # j*(x//j) + x%j == x keeps flattened indices readable; the constant stands last
+    # the constant stands last
     kept.sort(key=lambda term: (not term[0], -len(term[0]), [str(atom) for atom in term[0]]))
     return Dim(tuple(kept))
+
+
+def _is_mod(atom: Atom) -> bool:
+    return isinstance(atom, Call) and atom.fn == "mod" and isinstance(atom.args[1], int)
+
+
+def _join_mod(total: dict[Monomial, int], monomial: Monomial) -> None:
+    """j*(x//j) + x%j == x keeps flattened indices free of divisions."""
+    factor = total.get(monomial, 0)
+    for atom in monomial if factor else ():
+        if not _is_mod(atom):
+            continue
+        x, j = atom.args
+        quotient = floordiv(x, j)
+        if isinstance(quotient, int) or len(quotient.terms) != 1:
+            continue
+        others = list(monomial)
+        others.remove(atom)
+        (atoms, scale) = quotient.terms[0]
+        partner = _merge(tuple(others), atoms)
+        if total.get(partner) == factor * j * scale:
+            total[monomial] = total[partner] = 0
+            for rest, amount in _terms(x):
+                key = _merge(tuple(others), rest)
+                total[key] = total.get(key, 0) + amount * factor
+            return
 
 
 def _merge(a: Monomial, b: Monomial) -> Monomial:
@@ -408,6 +444,19 @@ def _only_atom(d: Dim, fn: str) -> Call | None:
 
 def _constant(d: DimLike) -> int:
     return d if isinstance(d, int) else dict(d.terms).get((), 0)
+
+
+def _split_small(d: Dim, b: int, ranges: Ranges | None) -> tuple[int, DimLike, DimLike] | None:
+    """(g, x, r) with d == g*x + r, g > 1 a divisor of b, x no constant, and 0 <= r < g proved; the largest such g."""
+    if ranges is None or b <= 0:
+        return None
+    candidates = sorted({math.gcd(factor, b) for monomial, factor in d.terms if monomial} - {1}, reverse=True)
+    for g in candidates:
+        large = _polynomial((monomial, factor // g) for monomial, factor in d.terms if monomial and factor % g == 0)
+        small = _polynomial((monomial, factor) for monomial, factor in d.terms if not monomial or factor % g)
+        if isinstance(large, Dim) and isinstance(small, Dim) and _within(small, g, ranges):
+            return g, large, small
+    return None
 
 
 def _exact(d: Dim, g: int) -> DimLike:
