@@ -241,3 +241,18 @@ def dynamic_quantize_matmul(ctx: OpContext) -> Value:
     product = Term(b, ctx.call("MatMulInteger", [coded, ctx.item(1), zero, ctx.item(3)])[0])
     y = product.convert(dtypes.F32) * (Term(b, scale) * Term(b, ctx.input(2)))
     return (y + Term(b, ctx.input(4))).value if ctx.has(4) else y.value
+
+
+# Distances ------------------------------------------------------------------------------------------------------
+
+
+@onnx_op("CDist", domain=_MS)
+def pairwise_distances(ctx: OpContext) -> Value:
+    """CDist: the distance of every row of A [m, k] from every row of B [n, k], as [m, n]; differences first, so that near rows keep digits."""
+    metric = ctx.attr("metric", "sqeuclidean")
+    if metric not in ("sqeuclidean", "euclidean"):
+        ctx.fail(f"the metric {metric!r} is not supported", hint="sqeuclidean or euclidean")
+    a, b = (Term(ctx.builder, ctx.input(k)) for k in range(2))
+    gap = a.expand(1) - b.expand(0)
+    total = (gap * gap).sum(2)
+    return (total.map("sqrt") if metric == "euclidean" else total).value

@@ -131,3 +131,12 @@ def test_stft(free):
 @SYMBOLIC
 def test_determinant(free):
     check(Single("Det", [normal(3, 4, 4)], opset=11, free=free))
+
+
+@SYMBOLIC
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean"])
+def test_pairwise_distances(metric, dtype, free):
+    free = {k: (0, 1)[:1] for k in range(2)} if free else {}
+    operands = [normal(7, 5).astype(dtype), normal(4, 5).astype(dtype)]
+    check(Single("CDist", operands, {"metric": metric}, domain="com.microsoft", free=free))
