@@ -27,6 +27,7 @@ from tcompile.codegen.machine import machine
 from tcompile.codegen.signature import Site, Weight, signature
 from tcompile.errors import Error
 from tcompile.ir.program import Program
+from tcompile.ir.spill import release
 from tcompile.ir.target import Target
 
 WEIGHTS_ALIGN = 65536
@@ -43,17 +44,21 @@ _MAX32 = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class _Entry:
-    """One stored file. ``chunks`` gives its bytes, again each time it is called."""
+    """One stored file. The weights' bytes are written by themselves, before the others."""
 
     name: str
     align: int
     size: int
     crc: int
-    weights: Sequence[Weight] = ()
-    data: bytes = b""
+    data: bytes | None
 
-    def chunks(self) -> Iterator[memoryview | bytes]:
-        return _weight_chunks(self.weights) if self.weights else iter((self.data,))
+
+@dataclass(frozen=True)
+class _Sums:
+    """What is known of the weights once they are written."""
+
+    crc: int = 0
+    sha256: bytes = bytes(hashlib.sha256().digest_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,23 +79,37 @@ class Build:
 def write_artifact(program: Program, build: Build, target: Target) -> bytes:
     """The artifact of a program. Raises Error for an image without entries, or of another machine than the target's."""
     stream = io.BytesIO()
-    _write(stream, _entries(program, build, target))
+    write_into(stream, program, build, target)
     return stream.getvalue()
 
 
 def save_artifact(path: str | os.PathLike[str], program: Program, build: Build, target: Target) -> None:
-    """Like ``write_artifact``, into a file: written whole beside it, then renamed. The weights are never held twice."""
-    entries = _entries(program, build, target)
+    """Like ``write_artifact``, into a file: written whole beside it, then renamed."""
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            _write(stream, entries)
+            write_into(stream, program, build, target)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_into(stream: BinaryIO, program: Program, build: Build, target: Target) -> None:
+    """Like ``write_artifact``, into an empty stream that can seek. Weights are read once, in pieces, and never held twice.
+
+    They are written first, where they will stand: what stands before them tells their hash.
+    """
+    placed = sorted(build.weights, key=lambda weight: (weight.offset, weight.bytes, weight.name))
+    *_, last = _placed(_entries(program, build, target, placed, _Sums()))
+    sums = _Sums()
+    if last.entry.data is None:
+        stream.seek(last.start)
+        sums = _write_weights(stream, placed)
+        stream.seek(0)
+    _write(stream, _placed(_entries(program, build, target, placed, sums)))
 
 
 def _umask() -> int:
@@ -99,15 +118,15 @@ def _umask() -> int:
     return mask
 
 
-def _entries(program: Program, build: Build, target: Target) -> list[_Entry]:
+def _entries(program: Program, build: Build, target: Target, placed: Sequence[Weight], sums: _Sums) -> list[_Entry]:
+    """All entries in order, the weights last. Their sizes do not depend on the sums."""
     image, needed = build.image, machine(target)
     for name in ("tc_prepare", "tc_run"):
         if name not in image.symbols:
             raise Error(f"the linked image has no {name}", hint="link the entry module too")
     if image.arch != needed.arch:
         raise Error(f"the image holds {image.arch} code, the target {target.name} is {needed.arch}")
-    signed, placed = signature(program), sorted(build.weights, key=lambda weight: (weight.offset, weight.bytes, weight.name))
-    size, crc, digest = _measure(placed)
+    signed, size = signature(program), max((weight.offset + weight.bytes for weight in placed), default=0)
     content = Content(
         machine=needed,
         prepare_offset=image.symbols["tc_prepare"],
@@ -115,7 +134,7 @@ def _entries(program: Program, build: Build, target: Target) -> list[_Entry]:
         code_size=len(image.code),
         code_sha256=hashlib.sha256(image.code).digest(),
         weights_size=size,
-        weights_sha256=digest,
+        weights_sha256=sums.sha256 if size else hashlib.sha256().digest(),
         weights=tuple(placed),
         arena_bytes=build.arena_bytes,
         scratch_bytes=build.scratch_bytes,
@@ -124,19 +143,19 @@ def _entries(program: Program, build: Build, target: Target) -> list[_Entry]:
     descriptor = encode(signed, content)
     manifest = json.dumps(describe(signed, content, descriptor), indent=1, ensure_ascii=False).encode() + b"\n"
     small = (("descriptor.bin", descriptor), (f"code/{needed.target}.bin", image.code), ("manifest.json", manifest))
-    entries = [_Entry(name, _ENTRY_ALIGN, len(data), zlib.crc32(data), data=data) for name, data in small]
+    entries = [_Entry(name, _ENTRY_ALIGN, len(data), zlib.crc32(data), data) for name, data in small]
     if size:
-        entries.append(_Entry("weights.bin", WEIGHTS_ALIGN, size, crc, weights=placed))
+        entries.append(_Entry("weights.bin", WEIGHTS_ALIGN, size, sums.crc, None))
     return entries
 
 
-def _measure(weights: Sequence[Weight]) -> tuple[int, int, bytes]:
-    """(bytes, CRC-32, SHA-256) of the weights."""
-    size, crc, digest = 0, 0, hashlib.sha256()
+def _write_weights(stream: BinaryIO, weights: Sequence[Weight]) -> _Sums:
+    crc, digest = 0, hashlib.sha256()
     for chunk in _weight_chunks(weights):
-        size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+        stream.write(chunk)
+        crc = zlib.crc32(chunk, crc)
         digest.update(chunk)
-    return size, crc, digest.digest()
+    return _Sums(crc, digest.digest())
 
 
 def _weight_chunks(weights: Sequence[Weight]) -> Iterator[memoryview | bytes]:
@@ -148,25 +167,44 @@ def _weight_chunks(weights: Sequence[Weight]) -> Iterator[memoryview | bytes]:
                 continue
             raise Error(f"weight {weight.name} overlaps the one before it")
         yield bytes(weight.offset - end)
-        data = memoryview(np.ascontiguousarray(weight.array).reshape(-1).view(np.uint8))
+        data = np.ascontiguousarray(weight.array).reshape(-1).view(np.uint8)
         for start in range(0, len(data), _CHUNK):
-            yield data[start : start + _CHUNK]
+            yield memoryview(data[start : start + _CHUNK])
+            release(data[start : start + _CHUNK])
         last, end = weight.offset, weight.offset + weight.bytes
 
 
-def _write(stream: BinaryIO, entries: list[_Entry]) -> None:
-    position, central = 0, []
+@dataclass(frozen=True)
+class _Placed:
+    """An entry, the free bytes before it, its header, and where its data begins in the file."""
+
+    entry: _Entry
+    gap: int
+    header: bytes
+    start: int
+
+
+def _placed(entries: Sequence[_Entry]) -> list[_Placed]:
+    position, found = 0, []
     for entry in entries:
         gap, header = _local_header(entry, position)
-        stream.write(bytes(gap))
-        stream.write(header)
-        for chunk in entry.chunks():
-            stream.write(chunk)
-        central.append(_central_header(entry, position + gap))
-        position += gap + len(header) + entry.size
-    directory = b"".join(central)
+        found.append(_Placed(entry, gap, header, position + gap + len(header)))
+        position = found[-1].start + entry.size
+    return found
+
+
+def _write(stream: BinaryIO, placed: Sequence[_Placed]) -> None:
+    """Everything but the weights, which stand in the stream already."""
+    for one in placed:
+        stream.write(bytes(one.gap) + one.header)
+        if one.entry.data is None:
+            stream.seek(one.start + one.entry.size)
+        else:
+            stream.write(one.entry.data)
+    end = placed[-1].start + placed[-1].entry.size
+    directory = b"".join(_central_header(one.entry, one.start - len(one.header)) for one in placed)
     stream.write(directory)
-    stream.write(_end(len(entries), len(directory), position))
+    stream.write(_end(len(placed), len(directory), end))
 
 
 def _local_header(entry: _Entry, position: int) -> tuple[int, bytes]:

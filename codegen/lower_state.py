@@ -17,7 +17,10 @@ from tcompile.ir.dims import DimLike, Range
 from tcompile.ir.graph import Graph, Node, TensorType, Value
 from tcompile.ir.loops import Kernel
 from tcompile.ir.program import Allocate, Buffer, Call, Copy, Instruction, Role
+from tcompile.ir.spill import release
 from tcompile.ir.target import Target
+
+_SAMPLE, _PIECE = 64, 1 << 22
 
 
 class State:
@@ -34,7 +37,7 @@ class State:
         self.homes: dict[Value, Buffer] = {}  # where a value is wanted, so that its kernel writes it there
         self.scalars: dict[Value, Node] = {}
         self.constants: dict[Value, np.ndarray] = {}
-        self._weights: dict[str, Buffer] = {}
+        self._weights: dict[tuple[dtypes.DType, bytes], list[Buffer]] = {}
         self._kernels: dict[str, Kernel] = {}
         self._named: dict[Kernel, Kernel] = {}
         self._blocks: list[list[Instruction]] = [[]]
@@ -136,11 +139,13 @@ class State:
 
     def _weight(self, value: Value) -> Buffer:
         array = np.ascontiguousarray(self.constants[value])
-        dtype = dtypes.from_numpy(array.dtype)
-        key = f"{dtype.name}:{hashlib.sha256(array.reshape(-1).view(np.uint8)).hexdigest()}"
-        known = self._weights.get(key)
+        dtype, data = dtypes.from_numpy(array.dtype), array.reshape(-1).view(np.uint8)
+        alike = self._weights.setdefault((dtype, _sample(data)), [])
+        known = next((buffer for buffer in alike if _equal(buffer.value.reshape(-1).view(np.uint8), data)), None)
         if known is None:
-            known = self._weights[key] = Buffer(self.name(value.name), dtype, tuple(array.shape), Role.WEIGHT, array)
+            known = Buffer(self.name(value.name), dtype, tuple(array.shape), Role.WEIGHT, array)
+            alike.append(known)
+        release(array)
         return known
 
     def _stored_scalar(self, value: Value) -> Buffer:
@@ -160,6 +165,18 @@ def _entry_symbols(graph: Graph) -> tuple[str, ...]:
         for extent in value.shape:
             found.update(dict.fromkeys(sorted(dims.symbols(extent))))
     return tuple(found)
+
+
+def _sample(data: np.ndarray) -> bytes:
+    """The size of an array and some of its bytes: what equal arrays share, and few others."""
+    step = max(len(data) // _SAMPLE, 1)
+    return b"%d:" % len(data) + data[: _SAMPLE * step : step].tobytes()
+
+
+def _equal(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether arrays of bytes are equal, compared in pieces that need little memory."""
+    same = a.ctypes.data == b.ctypes.data
+    return len(a) == len(b) and (same or all(np.array_equal(a[k : k + _PIECE], b[k : k + _PIECE]) for k in range(0, len(a), _PIECE)))
 
 
 def _numbered(hint: str) -> Iterator[str]:

@@ -17,6 +17,7 @@ from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.dtypes import DType
 from tcompile.ir.graph import Graph, Node, TensorType, Value
 from tcompile.ir.ops import infer
+from tcompile.ir.spill import kept
 
 
 class Builder:
@@ -73,7 +74,7 @@ class Builder:
     def constant(self, array: Any, dtype: DType | None = None) -> Value:
         """A constant tensor; ``dtype`` converts a Python number or list."""
         array = np.asarray(array) if dtype is None else np.asarray(array).astype(dtype.numpy)
-        return self.emit("constant", value=array)
+        return self.emit("constant", value=kept(array))
 
     def dim(self, exprs: Sequence[DimLike] | DimLike, dtype: DType = dtypes.I64) -> Value:
         """The values of dimensions as an integer tensor: rank 0 for one expression, rank 1 for a sequence."""

@@ -54,11 +54,11 @@ def _report(problems: Sequence[Problem]) -> str:
 
 def _import(model: ModelLike, shapes: Shapes | None) -> tuple[Graph | None, ModelState]:
     load_families()
-    proto, folder = load_model(model)
+    proto, files = load_model(model)
     opsets = opset_table(proto.opset_import)
     _check_opsets(opsets)
     functions = {(_plain(function.domain), function.name, function.overload): function for function in proto.functions}
-    state = ModelState(folder, functions)
+    state = ModelState(files, functions)
     scope = Scope(state, ImportBuilder(proto.graph.name or "graph"), opsets)
     declare_inputs(scope, proto.graph, shapes or {})
     scope.define_initializers(proto.graph)

@@ -1,9 +1,11 @@
-"""Reading ONNX files: the protobuf, and tensors as arrays (external data memory-mapped)."""
+"""Reading ONNX files: the protobuf, and tensors as arrays (those in files memory-mapped)."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,30 +15,57 @@ from onnx import numpy_helper
 
 from tcompile.errors import InvalidModelError, UnsupportedError
 from tcompile.ir import dtypes
+from tcompile.ir.onnx_wire import INSIDE, without_data
+from tcompile.ir.spill import release
 
 ModelLike = str | os.PathLike | bytes | onnx.ModelProto
 
 
-def load_model(model: ModelLike) -> tuple[onnx.ModelProto, Path | None]:
-    """The model and the folder that its external data is relative to.
+@dataclass(eq=False)
+class ModelFiles:
+    """The file of a model and the folder that its external data is relative to; None where they are not known."""
+
+    model: Path | None = None
+    folder: Path | None = None
+    _maps: dict[Path, np.ndarray] = field(default_factory=dict)
+
+    def bytes_of(self, path: Path) -> np.ndarray:
+        """A file's bytes, mapped once."""
+        if path not in self._maps:
+            self._maps[path] = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.zeros(0, np.uint8)
+        return self._maps[path]
+
+
+NO_FILES = ModelFiles()
+
+
+def load_model(model: ModelLike) -> tuple[onnx.ModelProto, ModelFiles]:
+    """The model and its files. The data of a file's large tensors is not read: ``read_tensor`` maps it.
 
     Raises InvalidModelError for what is no ONNX model; OSError for a file that cannot be read.
     """
     if isinstance(model, onnx.ModelProto):
-        return model, None
-    data = model if isinstance(model, bytes) else Path(model).read_bytes()
-    folder = None if isinstance(model, bytes) else Path(model).parent
+        return model, ModelFiles()
+    path = None if isinstance(model, bytes) else Path(model)
+    files = ModelFiles() if path is None else ModelFiles(path, path.parent)
     proto = onnx.ModelProto()
     try:
-        proto.ParseFromString(data)
+        proto.ParseFromString(model if path is None else _slim(files.bytes_of(path)))
     except DecodeError as error:
-        raise InvalidModelError(f"{'the model' if folder is None else model} is not an ONNX file: {error}") from error
+        raise InvalidModelError(f"{path or 'the model'} is not an ONNX file: {error}") from error
     if not proto.HasField("graph"):
-        raise InvalidModelError(f"{'the model' if folder is None else model} holds no graph", hint="is it an ONNX model?")
-    return proto, folder
+        raise InvalidModelError(f"{path or 'the model'} holds no graph", hint="is it an ONNX model?")
+    return proto, files
 
 
-def read_tensor(tensor: onnx.TensorProto, folder: Path | None = None) -> np.ndarray:
+def _slim(file: np.ndarray) -> bytes:
+    data = memoryview(file)
+    slim = without_data(data)
+    release(file)
+    return bytes(data) if slim is None else slim
+
+
+def read_tensor(tensor: onnx.TensorProto, files: ModelFiles = NO_FILES) -> np.ndarray:
     """The array of a tensor; strings come as an object array of str.
 
     Raises InvalidModelError where data and shape disagree, UnsupportedError for an element type that is not supported.
@@ -48,7 +77,7 @@ def read_tensor(tensor: onnx.TensorProto, folder: Path | None = None) -> np.ndar
         return _read_strings(tensor, name)
     dtype = dtypes.from_onnx(tensor.data_type)
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return _read_external(tensor, dtype, folder, name)
+        return _read_external(tensor, dtype, files, name)
     try:
         array = numpy_helper.to_array(tensor)
     except (ValueError, TypeError, KeyError) as error:
@@ -56,9 +85,9 @@ def read_tensor(tensor: onnx.TensorProto, folder: Path | None = None) -> np.ndar
     return np.ascontiguousarray(array, dtype.numpy).reshape(tuple(tensor.dims))
 
 
-def read_sparse(sparse: onnx.SparseTensorProto, folder: Path | None = None) -> np.ndarray:
+def read_sparse(sparse: onnx.SparseTensorProto, files: ModelFiles = NO_FILES) -> np.ndarray:
     """The dense array of a sparse tensor."""
-    values, indices = read_tensor(sparse.values, folder), read_tensor(sparse.indices, folder)
+    values, indices = read_tensor(sparse.values, files), read_tensor(sparse.indices, files)
     shape = tuple(sparse.dims)
     flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
     if flat.shape != values.shape or np.any((flat < 0) | (flat >= math.prod(shape))):
@@ -76,9 +105,28 @@ def _read_strings(tensor: onnx.TensorProto, name: str) -> np.ndarray:
     return array.reshape(tuple(tensor.dims))
 
 
-def _read_external(tensor: onnx.TensorProto, dtype: dtypes.DType, folder: Path | None, name: str) -> np.ndarray:
+def _read_external(tensor: onnx.TensorProto, dtype: dtypes.DType, files: ModelFiles, name: str) -> np.ndarray:
     fields = {entry.key: entry.value for entry in tensor.external_data}
-    location = fields.get("location", "")
+    shape = tuple(tensor.dims)
+    packed = dtype.bits < 8 and dtype.kind != "b"
+    storage = np.dtype(np.uint8) if packed else dtype.numpy
+    size = (-(-math.prod(shape) * dtype.bits // 8) if packed else math.prod(shape)) * storage.itemsize
+    if INSIDE in fields and files.model is not None:
+        path, offset = files.model, _number(fields, INSIDE, name)
+        if _number(fields, "length", name) != size:
+            raise InvalidModelError(f"tensor {name}: its data does not fit {dtype}{list(shape)}: {fields['length']} bytes, not {size}")
+    else:
+        path, offset = _external_file(fields.get("location", ""), files.folder, name), _number(fields, "offset", name)
+    if offset < 0 or offset + size > path.stat().st_size:
+        raise InvalidModelError(f"tensor {name}: {size} bytes at {offset} lie outside {path.name!r}")
+    if not size:
+        return np.zeros(shape, dtype.numpy)
+    raw = files.bytes_of(path)[offset : offset + size].view(storage)
+    return _unpack(raw, dtype, math.prod(shape)).reshape(shape) if packed else raw.reshape(shape)
+
+
+def _external_file(location: str, folder: Path | None, name: str) -> Path:
+    """The file of external data, which must be below the model's folder."""
     if folder is None:
         raise InvalidModelError(
             f"tensor {name} has its data in {location!r}, which is relative to an unknown folder", hint="pass the path of the model file"
@@ -88,20 +136,14 @@ def _read_external(tensor: onnx.TensorProto, dtype: dtypes.DType, folder: Path |
         raise InvalidModelError(f"tensor {name}: external data {location!r} is not below the model's folder")
     if not path.is_file():
         raise InvalidModelError(f"tensor {name}: its data file {location!r} is missing", hint=f"put it beside the model, in {folder}")
-    shape = tuple(tensor.dims)
-    packed = dtype.bits < 8 and dtype.kind != "b"
-    count = -(-math.prod(shape) * dtype.bits // 8) if packed else math.prod(shape)
-    storage = np.dtype(np.uint8) if packed else dtype.numpy
+    return path
+
+
+def _number(fields: Mapping[str, str], key: str, name: str) -> int:
     try:
-        offset = int(fields.get("offset", "0"))
+        return int(fields.get(key, "0"))
     except ValueError as error:
-        raise InvalidModelError(f"tensor {name}: its external offset {fields['offset']!r} is no number") from error
-    if offset < 0 or offset + count * storage.itemsize > path.stat().st_size:
-        raise InvalidModelError(f"tensor {name}: {count * storage.itemsize} bytes at {offset} lie outside {location!r}")
-    if not count:
-        return np.zeros(shape, dtype.numpy)
-    raw = np.memmap(path, storage, "r", offset, (count,))
-    return _unpack(raw, dtype, math.prod(shape)).reshape(shape) if packed else raw.reshape(shape)
+        raise InvalidModelError(f"tensor {name}: its external {key} {fields[key]!r} is no number") from error
 
 
 def _unpack(raw: np.ndarray, dtype: dtypes.DType, count: int) -> np.ndarray:

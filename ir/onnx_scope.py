@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -68,7 +67,7 @@ FAILED = _Failed()
 class ModelState:
     """What all scopes of one import share."""
 
-    folder: Path | None
+    files: onnx_model.ModelFiles
     functions: Mapping[tuple[str, str, str], onnx.FunctionProto]
     problems: list[Problem] = field(default_factory=list)
     names: dict[Value, str] = field(default_factory=dict)  # ONNX names, given to the values at the end
@@ -153,15 +152,15 @@ class Scope:
         """An attribute as a Python value; tensors as arrays, byte strings as str where they are UTF-8."""
         match attribute.type:
             case AttributeProto.TENSOR:
-                return onnx_model.read_tensor(attribute.t, self.state.folder)
+                return onnx_model.read_tensor(attribute.t, self.state.files)
             case AttributeProto.SPARSE_TENSOR:
-                return onnx_model.read_sparse(attribute.sparse_tensor, self.state.folder)
+                return onnx_model.read_sparse(attribute.sparse_tensor, self.state.files)
             case AttributeProto.STRING:
                 return attribute.s.decode("utf-8", "replace")
             case AttributeProto.STRINGS:
                 return [item.decode("utf-8", "replace") for item in attribute.strings]
             case AttributeProto.TENSORS:
-                return [onnx_model.read_tensor(tensor, self.state.folder) for tensor in attribute.tensors]
+                return [onnx_model.read_tensor(tensor, self.state.files) for tensor in attribute.tensors]
         value = helper.get_attribute_value(attribute)
         return list(value) if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS, AttributeProto.GRAPHS) else value
 
@@ -308,9 +307,7 @@ class Scope:
                         found[value] = None
         return list(found)
 
-    def import_region(
-        self, graph: onnx.GraphProto, name: str, inputs: RegionInputs, captures: Sequence[Value]
-    ) -> Region:
+    def import_region(self, graph: onnx.GraphProto, name: str, inputs: RegionInputs, captures: Sequence[Value]) -> Region:
         """See ``OpContext.import_region``."""
         builder = self.builder.region(graph.name or name)
         scope = Scope(self.state, builder, self.opsets, self, self.attributes, depth=self.depth)
@@ -346,7 +343,7 @@ class Scope:
             if name in self.env:
                 continue
             try:
-                self.define(name, self.constant(read(tensor, self.state.folder)))
+                self.define(name, self.constant(read(tensor, self.state.files)))
             except Error as error:
                 self.define(name, FAILED)
                 self.note(onnx.NodeProto(op_type="initializer"), name, (), error)

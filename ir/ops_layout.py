@@ -96,7 +96,7 @@ def pack_panels(b: np.ndarray, width: int) -> np.ndarray:
     """A matrix [K, N] as panels [ceil(N / width), K, width], the last one padded with zeros."""
     terms, columns = b.shape
     panels = -(-columns // width)
-    padded = np.pad(b, ((0, 0), (0, panels * width - columns)))
+    padded = b if columns == panels * width else np.pad(b, ((0, 0), (0, panels * width - columns)))
     return np.ascontiguousarray(padded.reshape(terms, panels, width).transpose(1, 0, 2))
 
 

@@ -22,6 +22,7 @@ from tcompile.ir import dims
 from tcompile.ir.dims import DimError
 from tcompile.ir.graph import Graph, Node
 from tcompile.ir.ops import evaluate
+from tcompile.ir.spill import release
 from tcompile.passes.canonicalise import canonical
 from tcompile.passes.rewrite import Context, Patch, Rule, patch, rule
 
@@ -50,7 +51,10 @@ class FoldConstants:
         except (ExecutionError, DimError):
             return None  # it stops, or its shape depends on the run: the run will say so
         b = context.build(node)
-        return patch("constant operands", b, *(b.constant(np.asarray(result, order="C")) for result in results))
+        found = patch("constant operands", b, *(b.constant(np.asarray(result, order="C")) for result in results))
+        for array in arrays:
+            release(array)
+        return found
 
     def _operands(self, node: Node, context: Context) -> list[np.ndarray] | None:
         """The operands' arrays, where all are known and folding pays."""

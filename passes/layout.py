@@ -48,6 +48,7 @@ class AssignLayouts:
             rule = RULES.get(node.op)
             if rule is None or not rule(node, forms):
                 self._keep(node, forms)
+            forms.release(node)
         outputs = tuple(map(forms.plain, graph.outputs))
         return Graph(graph.name, graph.inputs, outputs, builder.nodes, graph.symbols, graph.output_names)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from tcompile.ir.build import Builder
 from tcompile.ir.graph import Node, Value
-from tcompile.passes.layout_forms import BLOCK, Forms, pack_array
+from tcompile.passes.layout_forms import BLOCK, Forms, pack_array, padded_to
 from tcompile.passes.layout_transposed import assign_transposed
 from tcompile.passes.layout_winograd import assign_winograd, winograd_pays
 
@@ -57,8 +57,10 @@ def assign_conv(node: Node, forms: Forms) -> bool:
 
 def pack_weights(weights: np.ndarray) -> np.ndarray:
     """[O, I, kernel] -> [O/16, I/16, kernel, 16 of I, 16 of O]."""
-    inner = pack_array(weights, 1)  # [O, I/16, kernel, 16i]
-    return pack_array(inner, 0)  # [O/16, I/16, kernel, 16i, 16o]
+    outputs, inputs = (-(-extent // BLOCK) for extent in weights.shape[:2])
+    full = padded_to(padded_to(weights, 0, outputs * BLOCK), 1, inputs * BLOCK)
+    split = full.reshape(outputs, BLOCK, inputs, BLOCK, *weights.shape[2:])
+    return np.ascontiguousarray(np.moveaxis(split, (3, 1), (-2, -1)))
 
 
 def _supported(node: Node) -> bool:

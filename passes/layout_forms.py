@@ -15,6 +15,7 @@ import numpy as np
 from tcompile.ir.build import Builder
 from tcompile.ir.dtypes import BOOL
 from tcompile.ir.graph import Graph, Node, Value
+from tcompile.ir.spill import release
 from tcompile.ir.target import Target
 
 BLOCK = 16  # on every CPU: one zmm, two ymm, four NEON registers of f32
@@ -103,6 +104,13 @@ class Forms:
         node = self.producers.get(new)
         return node.attrs["value"] if node is not None and node.op == "constant" else None
 
+    def release(self, node: Node) -> None:
+        """Gives back the memory that reading a node's constants took, where they are in files."""
+        for value in node.inputs:
+            array = self.constant(value)
+            if array is not None:
+                release(array)
+
     def _broadcast(self, node: Node) -> tuple[Value, float]:
         """A broadcast made in blocked form, from the smallest operand."""
         (source,) = node.inputs
@@ -126,7 +134,14 @@ class Forms:
 def pack_array(array: np.ndarray, axis: int, block: int = BLOCK) -> np.ndarray:
     """The meaning of ``pack``: blocks where the axis was, lanes last, zeros after the end."""
     blocks = -(-array.shape[axis] // block)
-    widths = [(0, 0)] * array.ndim
-    widths[axis] = (0, blocks * block - array.shape[axis])
-    split = np.pad(array, widths).reshape(*array.shape[:axis], blocks, block, *array.shape[axis + 1 :])
+    split = padded_to(array, axis, blocks * block).reshape(*array.shape[:axis], blocks, block, *array.shape[axis + 1 :])
     return np.ascontiguousarray(np.moveaxis(split, axis + 1, -1))
+
+
+def padded_to(array: np.ndarray, axis: int, extent: int) -> np.ndarray:
+    """The array with zeros behind, up to an extent; itself where it has that."""
+    if array.shape[axis] == extent:
+        return array
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, extent - array.shape[axis])
+    return np.pad(array, widths)

@@ -12,7 +12,7 @@ from tcompile.ir.graph import Node
 from tcompile.ir.ops_winograd import padded_extent
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import direct_cycles, winograd_cycles
-from tcompile.ir.winograd import KERNEL, OUTPUT, transform_weights
+from tcompile.ir.winograd import INPUT, KERNEL, OUTPUT, transform_weights
 from tcompile.passes.layout_forms import BLOCK, Forms, pack_array
 
 _MARGIN = 0.85  # of the direct estimate that the other must stay below
@@ -38,7 +38,15 @@ def assign_winograd(node: Node, weights: np.ndarray, forms: Forms) -> None:
     high = tuple(padded_extent(out) - extent - before for out, extent, before in zip(size, x.shape[2:], low, strict=True))
     blocked = forms.finite(x)
     padded = b.emit("pad", blocked, b.constant(0, x.dtype), low=(0, 0, *low, 0), high=(0, 0, *high, 0), mode="constant")
-    inner = pack_array(transform_weights(weights), 2)  # [36, O, I/16, 16i]
-    u = b.constant(pack_array(inner, 1))  # [36, O/16, I/16, 16i, 16o]
-    result = b.emit("conv_winograd", padded, u, size=size, dtype=node.attrs["dtype"])
+    result = b.emit("conv_winograd", padded, b.constant(pack_transformed(weights)), size=size, dtype=node.attrs["dtype"])
     forms.set_blocked(node.output, result, 0.0)
+
+
+def pack_transformed(weights: np.ndarray) -> np.ndarray:
+    """[O, I, 3, 3] -> [36, O/16, I/16, 16 of I, 16 of O], a block of O at a time: the transform works in f64."""
+    outputs, inputs = (-(-channels // BLOCK) for channels in weights.shape[:2])
+    packed = np.zeros((INPUT * INPUT, outputs, inputs, BLOCK, BLOCK), weights.dtype)
+    for block in range(outputs):
+        part = transform_weights(weights[block * BLOCK : (block + 1) * BLOCK])  # [36, o, I]
+        packed[:, block, ..., : part.shape[1]] = np.moveaxis(pack_array(part, 2), 1, -1)
+    return packed

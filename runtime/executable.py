@@ -19,6 +19,7 @@ from tcompile.runtime.session import Session
 from tcompile.runtime.specs import SiteSpec, TensorSpec, call_specs, features, growing_specs, notes, symbol_bounds, tensor_specs
 
 _SCRATCH_ALIGN = 64  # of each thread's scratch
+_CHUNK = 1 << 24
 Inputs = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
 
@@ -222,8 +223,10 @@ class Executable:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the artifact: whole, into a file beside it, then renamed."""
         temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+        data = self._opened().artifact()
         with open(temporary, "wb") as stream:
-            stream.write(self._opened().artifact())
+            for start in range(0, len(data), _CHUNK):
+                stream.write(data[start : start + _CHUNK])
         os.replace(temporary, path)
 
     def cancel(self) -> None:
@@ -244,7 +247,8 @@ class Executable:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _reload, (self._opened().source, self._requested)
+        module = self._opened()
+        return _reload, (module.path or bytes(module.artifact()), self._requested)
 
     def __repr__(self) -> str:
         return f"<Executable {self.name}: {', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}>"
@@ -323,7 +327,7 @@ def _tensor_report(spec: TensorSpec) -> dict[str, object]:
 
 
 def load(source: Source, threads: int | Pool | None = None) -> Executable:
-    """Loads an artifact from a path or its bytes, and checks its code; the weights stay in the file, see ``verify_weights``.
+    """Loads an artifact from a path, its bytes or a mapped file, and checks its code; the weights stay in the file, see ``verify_weights``.
 
     ``threads``: a number, or a ``Pool`` to share; None uses the physical cores that this process may use.
     Raises ArtifactError for an artifact that is damaged, of another version, or for another machine.

@@ -22,16 +22,19 @@ _HASH_BYTES = 32
 _WEIGHTS_ALIGN = 64
 _ERROR_BYTES = 2048
 
-Source = str | os.PathLike[str] | bytes
+Source = str | os.PathLike[str] | bytes | mmap.mmap
 
 
 class Module:
     """An opened model: its native handle, and the memory that its weights stand in."""
 
     def __init__(self, source: Source) -> None:
-        """Opens a path or an artifact's bytes. Raises ArtifactError: damaged, of another version, or for another machine."""
-        self.source: str | bytes = source if isinstance(source, bytes) else os.path.abspath(os.fspath(source))
-        self._file = np.frombuffer(source if isinstance(source, bytes) else _map(Path(source)), np.uint8)
+        """Opens a path, an artifact's bytes or a mapped file of them.
+
+        Raises ArtifactError for an artifact that is damaged, of another version, or for another machine.
+        """
+        self.path = None if isinstance(source, bytes | mmap.mmap) else os.path.abspath(os.fspath(source))
+        self._file = np.frombuffer(source if self.path is None else _map(Path(self.path)), np.uint8)
         self._entries = read_entries(memoryview(self._file))
         descriptor, code = self._part(self._find("descriptor.bin")), self._part(self._find("code/"))
         _check(_hash(descriptor[:-_HASH_BYTES]), descriptor[-_HASH_BYTES:].tobytes(), "descriptor")

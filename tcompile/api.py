@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import mmap
+import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tcompile.runtime import Executable, load
+
+if TYPE_CHECKING:
+    from tcompile.pipeline import Compiled
 
 
 def compile(
@@ -32,10 +38,19 @@ def compile(
         UnsupportedError: listing everything in the model that tcompile does not do.
         InvalidModelError: where the model breaks ONNX's specification.
     """
-    from tcompile.pipeline import Options, Silent, compile_artifact
+    with tempfile.TemporaryFile(prefix="tcompile-") as file:
+        _compiled(model, target, shapes, options).write(file)
+        file.flush()
+        return load(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), threads=threads)
+
+
+def _compiled(model: Any, target: str, shapes: Mapping[str, Sequence[int | str]] | None, options: dict[str, Any]) -> Compiled:
+    from tcompile.pipeline import Options, Silent, compile_model
 
     progress = options.pop("progress", Silent())
-    return load(compile_artifact(model, target, shapes, Options(**options), progress), threads=threads)
+    compiled = compile_model(model, target, shapes, Options(**options), progress)
+    progress.stage("write")
+    return compiled
 
 
 def check(model: Any, shapes: Mapping[str, Sequence[int | str]] | None = None) -> list[Any]:
@@ -45,8 +60,17 @@ def check(model: Any, shapes: Mapping[str, Sequence[int | str]] | None = None) -
     return check_model(model, shapes)
 
 
-def compile_file(model: str | Path, artifact: str | Path, **options: Any) -> Executable:
-    """Compiles a model file and writes the artifact; returns it loaded."""
-    executable = compile(model, **options)
-    executable.save(artifact)
-    return executable
+def compile_file(
+    model: Any,
+    artifact: str | os.PathLike[str],
+    target: str = "native",
+    shapes: Mapping[str, Sequence[int | str]] | None = None,
+    **options: Any,
+) -> Path:
+    """Compiles a model for any target and writes the artifact: the way for models that do not fit in memory twice.
+
+    Weights go from the model's file to the artifact in pieces. Arguments and errors as of ``compile``. Returns the path.
+    """
+    path = Path(artifact)
+    _compiled(model, target, shapes, options).save(path)
+    return path

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from tcompile.errors import Error, UnsupportedError
 from tcompile.ir.graph import Graph
 from tcompile.ir.target import Target, named_target
+
+if TYPE_CHECKING:
+    from tcompile.codegen.artifact import Build
+    from tcompile.ir.program import Program
 
 
 class Pass(Protocol):
@@ -46,14 +51,16 @@ class Options:
 
     ``check`` interprets the graph after every pass on random inputs and names the pass that changed an answer;
     ``dump_ir`` is a directory that gets the IR of every stage; ``stop_after`` names the pass after which
-    ``optimise`` ends; ``workers`` is the number of processes that LLVM runs in; ``cache`` keeps compiled kernels.
+    ``optimise`` ends; ``workers`` is the number of processes that LLVM runs in, by default what the kernels are worth;
+    ``cache`` keeps compiled kernels; ``memory`` is how many bytes of computed weights are held, more go to temporary files.
     """
 
     check: bool = False
     dump_ir: Path | None = None
     stop_after: str | None = None
-    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    workers: int | None = None
     cache: bool = True
+    memory: int = 1 << 26
 
 
 SILENT = Silent()
@@ -102,6 +109,56 @@ def optimise(graph: Graph, target: Target, options: Options = DEFAULTS, progress
     return graph
 
 
+@dataclass(frozen=True, eq=False)
+class Compiled:
+    """A compiled model: its program, the image and weights, and the machine they are for."""
+
+    program: Program
+    build: Build
+    target: Target
+
+    def write(self, stream: BinaryIO) -> None:
+        """Writes the artifact into an empty stream that can seek; the weights are read in pieces, never held twice."""
+        from tcompile.codegen.artifact import write_into
+
+        write_into(stream, self.program, self.build, self.target)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the artifact into a file: whole, beside it, then renamed."""
+        from tcompile.codegen.artifact import save_artifact
+
+        save_artifact(path, self.program, self.build, self.target)
+
+
+def compile_model(
+    model: Any,
+    target: str | Target = "native",
+    shapes: Mapping[str, Sequence[int | str]] | None = None,
+    options: Options = DEFAULTS,
+    progress: Progress = SILENT,
+) -> Compiled:
+    """The whole way but the last step: a model (path, bytes or ModelProto) to a program, native code and weights."""
+    from tcompile.codegen.build import build_image
+    from tcompile.codegen.lower import lower
+    from tcompile.ir.onnx_import import import_model
+    from tcompile.ir.program_text import print_program
+    from tcompile.ir.program_verify import verify_program
+    from tcompile.ir.spill import spilling
+
+    if isinstance(target, str):
+        target = named_target(target)
+    with spilling(options.memory):
+        progress.stage("import")
+        graph = import_model(model, shapes)
+        graph = optimise(graph, target, options, progress)
+    progress.stage("lower")
+    program = lower(graph, target)
+    verify_program(program)
+    if options.dump_ir:
+        (options.dump_ir / "99-program.txt").write_text(print_program(program))
+    return Compiled(program, build_image(program, target, options.workers, cache=options.cache, progress=progress), target)
+
+
 def compile_artifact(
     model: Any,
     target: str | Target = "native",
@@ -109,27 +166,12 @@ def compile_artifact(
     options: Options = DEFAULTS,
     progress: Progress = SILENT,
 ) -> bytes:
-    """The whole way: a model (path, bytes or ModelProto) to artifact bytes, the same ones every time."""
-    from tcompile.codegen.artifact import write_artifact
-    from tcompile.codegen.build import build_image
-    from tcompile.codegen.lower import lower
-    from tcompile.ir.onnx_import import import_model
-    from tcompile.ir.program_text import print_program
-    from tcompile.ir.program_verify import verify_program
-
-    if isinstance(target, str):
-        target = named_target(target)
-    progress.stage("import")
-    graph = import_model(model, shapes)
-    graph = optimise(graph, target, options, progress)
-    progress.stage("lower")
-    program = lower(graph, target)
-    verify_program(program)
-    if options.dump_ir:
-        (options.dump_ir / "99-program.txt").write_text(print_program(program))
-    image = build_image(program, target, options.workers, cache=options.cache, progress=progress)
+    """A model to artifact bytes, the same ones every time. ``compile_model`` writes large ones to a file instead."""
+    compiled = compile_model(model, target, shapes, options, progress)
     progress.stage("write")
-    return write_artifact(program, image, target)
+    stream = io.BytesIO()
+    compiled.write(stream)
+    return stream.getvalue()
 
 
 def _dump(options: Options, number: int, name: str, graph: Graph) -> None:
