@@ -14,8 +14,8 @@ import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -66,7 +66,7 @@ class Build:
     """What a program was compiled to: an image that exports tc_prepare and tc_run, and where its weights stand.
 
     ``weights``: see ``place_weights``. ``arena_bytes`` and ``scratch_bytes`` (per thread) are bounds, -1 where there are none.
-    ``growing``: the buffers whose size only a run knows, with the nodes that write them.
+    ``growing``: the buffers whose size only a run knows, with the nodes that write them. ``notes`` join the program's.
     """
 
     image: LinkedImage
@@ -74,6 +74,7 @@ class Build:
     arena_bytes: int = -1
     scratch_bytes: int = -1
     growing: Sequence[Site] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_artifact(program: Program, build: Build, target: Target) -> bytes:
@@ -126,7 +127,9 @@ def _entries(program: Program, build: Build, target: Target, placed: Sequence[We
             raise Error(f"the linked image has no {name}", hint="link the entry module too")
     if image.arch != needed.arch:
         raise Error(f"the image holds {image.arch} code, the target {target.name} is {needed.arch}")
-    signed, size = signature(program), max((weight.offset + weight.bytes for weight in placed), default=0)
+    signed = signature(program)
+    signed = replace(signed, notes={**signed.notes, **build.notes})
+    size = max((weight.offset + weight.bytes for weight in placed), default=0)
     content = Content(
         machine=needed,
         prepare_offset=image.symbols["tc_prepare"],

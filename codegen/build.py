@@ -18,6 +18,8 @@ from tcompile.ir.program import Buffer, Call, Program
 from tcompile.ir.program_text import program_kernels, walk
 from tcompile.ir.target import Target
 
+_READABLE = 200  # characters of an expression
+
 
 class Progress(Protocol):
     """Told how many modules there are to compile, and of each that is done."""
@@ -35,16 +37,22 @@ def build_image(
     kernels = program_kernels(program)
     entry = emit_entry(program, places, {kernel: scratch_bytes(kernel) for kernel in kernels}, target)
     modules = [("entry", entry.text), *((kernel.name, emit_kernel(kernel, target)) for kernel in kernels)]
-    if progress is not None:
-        progress.stage("compile", len(modules))
-    image = link(compile_kernels(modules, target, workers, _reporter(progress), cache=cache))
+    reporter = None if progress is None else _Reporter(progress)
+    image = link(compile_kernels(modules, target, workers, reporter, cache=cache))
     return Build(
         image,
         places.weights,
         _bound(entry.arena_bytes, program.symbols),
         _bound(entry.scratch_bytes, program.symbols),
         _growing(program, [*places.growing, *entry.growing_scratch]),
+        _notes(entry.arena_bytes),
     )
+
+
+def _notes(arena: DimLike) -> dict[str, str]:
+    """The arena's size where it depends on the inputs, as far as a person would read it."""
+    text = str(arena)
+    return {} if isinstance(arena, int) or len(text) > _READABLE else {"arena": text}
 
 
 def _growing(program: Program, owners: Sequence[Buffer | Kernel]) -> tuple[Site, ...]:
@@ -60,8 +68,17 @@ def _growing(program: Program, owners: Sequence[Buffer | Kernel]) -> tuple[Site,
     return tuple(Site(names.get(owner, owner.name), tuple(nodes)) for owner, nodes in sources.items())
 
 
-def _reporter(progress: Progress | None):
-    return None if progress is None else lambda done, total, name: progress.advance()
+class _Reporter:
+    """Passes progress on: ``compile_kernels`` tells how many modules are done, first those of the cache."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress, self.done = progress, 0
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        if not name:
+            self.progress.stage("compile", total)
+        self.progress.advance(done - self.done)
+        self.done = done
 
 
 def _bound(size: DimLike, ranges: Ranges) -> int:

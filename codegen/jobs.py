@@ -15,7 +15,7 @@ from tcompile.codegen.worker import Worker
 from tcompile.ir.target import Target
 
 Module = tuple[str, str]  # (name for messages, LLVM IR text)
-Progress = Callable[[int, int, str], None]  # (modules done, of all, name of the last one)
+Progress = Callable[[int, int, str], None]  # (modules done, of all, name of the last one); at first those of the cache, without
 
 SMALL = 300_000  # bytes of text: less than this compiles here sooner than workers start
 
@@ -63,6 +63,8 @@ def compile_kernels(
 class _Report:
     def __init__(self, progress: Progress | None, total: int, done: int) -> None:
         self.progress, self.total, self.done = progress, total, done
+        if progress is not None:
+            progress(done, total, "")
 
     def one(self, name: str) -> None:
         self.done += 1

@@ -48,14 +48,31 @@ def load_model(model: ModelLike) -> tuple[onnx.ModelProto, ModelFiles]:
         return model, ModelFiles()
     path = None if isinstance(model, bytes) else Path(model)
     files = ModelFiles() if path is None else ModelFiles(path, path.parent)
+    start = model[:32] if path is None else files.bytes_of(path)[:32].tobytes()
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(model if path is None else _slim(files.bytes_of(path)))
     except DecodeError as error:
-        raise InvalidModelError(f"{path or 'the model'} is not an ONNX file: {error}") from error
+        raise InvalidModelError(f"{path or 'the model'} is not an ONNX file", hint=_other_format(start)) from error
     if not proto.HasField("graph"):
-        raise InvalidModelError(f"{path or 'the model'} holds no graph", hint="is it an ONNX model?")
+        raise InvalidModelError(f"{path or 'the model'} holds no graph", hint=_other_format(start))
     return proto, files
+
+
+# What files of other formats begin with, at which place, and what to do with them.
+_FORMATS = (
+    (0, b"PK\x03\x04", "it is a zip: a compiled artifact is run with tcompile run, a PyTorch model is exported with torch.onnx.export"),
+    (0, b"\x80", "it is a pickle: export the PyTorch model with torch.onnx.export"),
+    (0, b"\x89HDF", "it is an HDF5 file: convert the Keras model with tf2onnx"),
+    (4, b"TFL3", "it is a TensorFlow Lite file: convert it with tf2onnx"),
+    (8, b'{"', "it is a safetensors file, which holds weights but no operators: export the model itself"),
+    (0, b"version https://git-lfs", "it is a Git LFS pointer: fetch the file itself with git lfs pull"),
+)
+
+
+def _other_format(start: bytes) -> str:
+    found = (hint for place, magic, hint in _FORMATS if start[place : place + len(magic)] == magic)
+    return next(found, "export the model to ONNX first")
 
 
 def _slim(file: np.ndarray) -> bytes:

@@ -1,4 +1,4 @@
-"""The command line: ``tcompile compile | run | check | verify | inspect | demo``.
+"""The command line: ``tcompile compile | run | check | verify | inspect | profile | demo``.
 
 Exit status: 0 done; 1 an error; 2 wrong usage; 3 ``check`` found something unsupported; 4 ``verify`` found a wrong answer.
 Results go to standard output (``--json`` for machines), progress and errors to standard error.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +22,12 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 import tcompile
+from tcompile.cli_text import profile_rows, show_artifact, show_calls, show_compiled, show_profile
 from tcompile.errors import Error, InputError, UnsupportedError
 
 UNSUPPORTED, WRONG_ANSWER = 3, 4
 errors = Console(stderr=True, highlight=False)
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 class Reporter(click.Group):
@@ -36,7 +38,7 @@ class Reporter(click.Group):
         try:
             return super().invoke(ctx)
         except (Error, OSError, MemoryError) as error:
-            errors.print(f"error: {error or type(error).__name__}", style="red", markup=False)
+            errors.print(f"error: {error or type(error).__name__}", style="red", markup=False, soft_wrap=True)
             ctx.exit(UNSUPPORTED if isinstance(error, UnsupportedError) else 1)
 
 
@@ -107,6 +109,48 @@ def read_array(path: str) -> np.ndarray:
         raise InputError(f"{path} is no NumPy array: {error}", hint="write it with numpy.save") from error
 
 
+def parse_sizes(texts: Sequence[str]) -> dict[str, int]:
+    """``batch=4`` -> {"batch": 4}."""
+    found = {}
+    for name, value in parse_pairs(texts, "--size").items():
+        if not value.isdigit():
+            raise click.BadParameter(f"{value!r} is no number", param_hint="--size")
+        found[name] = int(value)
+    return found
+
+
+def read_inputs(executable, inputs: Sequence[str], sizes: Sequence[str], *, rest: bool = False) -> dict[str, np.ndarray]:
+    """The arrays of ``--input`` options; ``random`` draws one. ``rest``: inputs that are not given are drawn too."""
+    from tcompile.accuracy import random_inputs
+
+    given = parse_pairs(inputs, "--input")
+    arrays = {name: read_array(path) for name, path in given.items() if path != "random"}
+    wanted = [spec for spec in executable.inputs if spec.name not in arrays and (rest or spec.name in given)]
+    missing = [spec.name for spec in executable.inputs if spec.name not in given]
+    if missing and not rest:
+        raise InputError(f"input {missing[0]!r} is missing", hint=f"--input {missing[0]}=x.npy, or --input {missing[0]}=random")
+    unknown = [name for name in given if name not in {spec.name for spec in executable.inputs}]
+    if unknown:
+        raise InputError(f"there is no input {unknown[0]!r}", hint=f"inputs: {', '.join(spec.name for spec in executable.inputs)}")
+    return arrays | random_inputs(wanted, _sizes_of(executable, arrays) | parse_sizes(sizes))
+
+
+def _sizes_of(executable, arrays: dict[str, np.ndarray]) -> dict[str, int]:
+    """The symbols that given arrays decide."""
+    found = {}
+    for spec in executable.inputs:
+        if spec.name in arrays:
+            pairs = zip(spec.shape, arrays[spec.name].shape, strict=False)
+            found.update({extent: value for extent, value in pairs if isinstance(extent, str)})
+    return found
+
+
+input_option = click.option(
+    "--input", "inputs", multiple=True, metavar="NAME=FILE", help="An input: a .npy file, a TensorProto (.pb), or the word random."
+)
+size_option = click.option(
+    "--size", "sizes", multiple=True, metavar="SYMBOL=N", help="A symbolic dimension of random inputs; 2 by default."
+)
 shape_option = click.option("--shape", "shapes", multiple=True, metavar="NAME=EXTENTS", help="Fix or bound an input: x=1..64,3,224,224.")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 threads_option = click.option("--threads", type=click.IntRange(1), help="Worker threads; all cores by default.")
@@ -145,33 +189,36 @@ def compile_command(model, output, target, shapes, check_passes, dump_ir, stop_a
             text = str(pipeline.optimise(graph, named_target(target), options, progress))
             click.echo(text)
             return
-        artifact = pipeline.compile_artifact(model, target, parse_shapes(shapes), options, progress)
-    path = Path(output) if output else Path(model).with_suffix(".tcm")
-    write_whole(path, artifact)
-    report = {"artifact": str(path), "bytes": len(artifact)}
-    click.echo(json.dumps(report) if as_json else f"{path}  {len(artifact) / 1e6:.2f} MB")
+        path, start = Path(output) if output else Path(model).with_suffix(".tcm"), time.perf_counter()
+        compiled = pipeline.compile_model(model, target, parse_shapes(shapes), options, progress)
+        progress.stage("write")
+        compiled.save(path)
+    seconds = time.perf_counter() - start
+    report = {"artifact": str(path), "bytes": path.stat().st_size, **compiled.report(default_threads()), "seconds": round(seconds, 3)}
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        show_compiled(report, console)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes beside the target and renames, so that a reader never sees half a file."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def default_threads() -> int:
+    """The threads that a run takes on this machine."""
+    from tcompile.runtime import Pool
+
+    return Pool().threads
 
 
 @main.command()
 @click.argument("artifact", type=click.Path(exists=True, dir_okay=False))
-@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="An input from a .npy file or a TensorProto (.pb).")
+@input_option
 @click.option("--output", "outputs", multiple=True, metavar="NAME=FILE", help="Write an output to a .npy file.")
+@size_option
 @threads_option
 @json_option
-def run(artifact, inputs, outputs, threads, as_json) -> None:
+def run(artifact, inputs, outputs, sizes, threads, as_json) -> None:
     """Runs an ARTIFACT (or compiles and runs an .onnx file) on arrays."""
     executable = open_model(artifact, threads)
-    results = executable.run({name: read_array(path) for name, path in parse_pairs(inputs, "--input").items()})
+    results = executable.run(read_inputs(executable, inputs, sizes))
     for name, path in parse_pairs(outputs, "--output").items():
         if name not in results:
             raise InputError(f"there is no output {name!r}", hint=f"outputs: {', '.join(results)}")
@@ -214,7 +261,7 @@ def check(model, shapes, as_json) -> None:
 @main.command()
 @click.argument("model", type=click.Path(exists=True, dir_okay=False))
 @shape_option
-@click.option("--size", "sizes", multiple=True, metavar="SYMBOL=N", help="The value of a symbolic dimension in the test (2 by default).")
+@size_option
 @click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="An input; random where not given.")
 @threads_option
 @json_option
@@ -223,7 +270,7 @@ def verify(model, shapes, sizes, inputs, threads, as_json) -> None:
     from tcompile.verify import verify_model
 
     given = {name: read_array(path) for name, path in parse_pairs(inputs, "--input").items()}
-    symbols = {name: int(value) for name, value in parse_pairs(sizes, "--size").items()}
+    symbols = parse_sizes(sizes)
     with progress_bars(quiet=as_json) as progress:
         rows = verify_model(model, parse_shapes(shapes), symbols, given, threads=threads, progress=progress)
     if as_json:
@@ -242,26 +289,32 @@ def verify(model, shapes, sizes, inputs, threads, as_json) -> None:
 @click.option("--kernels", is_flag=True, help="List every kernel call.")
 @json_option
 def inspect(artifact, kernels, as_json) -> None:
-    """Shows an ARTIFACT's signature, target, kernels, peak memory, and what may grow at run time."""
+    """Shows an ARTIFACT's signature, target, kernels, peak memory, and what a run may need beyond it."""
     report = open_model(artifact).report()
     if as_json:
         click.echo(json.dumps(report))
         return
-    table = Table("", "name", "dtype", "shape")
-    for role in ("inputs", "outputs"):
-        for spec in report[role]:
-            table.add_row(role[:-1], spec["name"], spec["dtype"], f"[{', '.join(map(str, spec['shape']))}]".replace("[", r"\["))
-    console.print(table)
-    for key, value in report.items():
-        if not isinstance(value, (list, dict)):
-            console.print(f"{key}: {value}")
-    console.print(f"symbols: {report['symbols'] or 'none'}", markup=False)
-    console.print(f"may grow at run time: {', '.join(site['name'] for site in report['growing']) or 'nothing'}", markup=False)
+    show_artifact(report, console)
     if kernels:
-        listing = Table("call", "kernel", "ONNX nodes")
-        for number, call in enumerate(report["calls"]):
-            listing.add_row(str(number), call["kernel"], ", ".join(call["nodes"]))
-        console.print(listing)
+        show_calls(report["calls"], console)
+
+
+@main.command()
+@click.argument("artifact", type=click.Path(exists=True, dir_okay=False))
+@input_option
+@size_option
+@click.option("--runs", type=click.IntRange(1), default=10, show_default=True, help="How many runs to measure.")
+@click.option("--top", type=click.IntRange(1), default=30, show_default=True, help="How many calls to list.")
+@threads_option
+@json_option
+def profile(artifact, inputs, sizes, runs, top, threads, as_json) -> None:
+    """Shows where the time of a run of an ARTIFACT goes: kernels with the ONNX nodes they compute. Other inputs are random."""
+    executable = open_model(artifact, threads)
+    measured = executable.profile(read_inputs(executable, inputs, sizes, rest=True), runs=runs)
+    if as_json:
+        click.echo(json.dumps({"seconds": measured.seconds, "threads": executable.threads, "calls": profile_rows(measured)}))
+    else:
+        show_profile(measured, top, console)
 
 
 @main.command()

@@ -123,6 +123,31 @@ class Compiled:
 
         write_into(stream, self.program, self.build, self.target)
 
+    def report(self, threads: int) -> dict[str, Any]:
+        """What was made, as JSON can hold it; sizes in bytes, None where not bounded. ``threads``: those of a run."""
+        from tcompile.codegen.machine import machine
+        from tcompile.ir.program import Call
+        from tcompile.ir.program_text import program_kernels, walk
+
+        build, calls = self.build, [i for i in walk(self.program.body) if isinstance(i, Call)]
+        arena, scratch = (None if count < 0 else count for count in (build.arena_bytes, build.scratch_bytes))
+        code, weights = len(build.image.code), max((weight.offset + weight.bytes for weight in build.weights), default=0)
+        bounded = arena is not None and scratch is not None
+        return {
+            "target": machine(self.target).target,
+            "arch": build.image.arch,
+            "kernels": len(program_kernels(self.program)),
+            "calls": len(calls),
+            "code_bytes": code,
+            "weights_bytes": weights,
+            "arena_bytes": arena,
+            "scratch_bytes": scratch,
+            "threads": threads,
+            "peak_bytes": code + weights + arena + -(-scratch // 64) * 64 * threads if bounded else None,
+            "growing": [{"name": site.name, "nodes": list(site.sources)} for site in build.growing],
+            "notes": dict(build.notes),
+        }
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the artifact into a file: whole, beside it, then renamed."""
         from tcompile.codegen.artifact import save_artifact

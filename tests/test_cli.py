@@ -24,8 +24,21 @@ def artifact(tmp_path_factory):
     path = tmp_path_factory.mktemp("artifact") / "digits.tcm"
     done = run("compile", DEMO, "-o", path, "--json")
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout) == {"artifact": str(path), "bytes": path.stat().st_size}
+    report = json.loads(done.stdout)
+    assert (report["artifact"], report["bytes"]) == (str(path), path.stat().st_size)
+    assert report["kernels"] <= report["calls"] and report["seconds"] > 0 and report["peak_bytes"] is None
     return path
+
+
+def test_compile_tells_what_it_made(tmp_path):
+    done = run("compile", DEMO, "-o", tmp_path / "m.tcm", "--shape", "images=4,8,8")
+    assert done.exit_code == 0, done.output
+    for label in ("m.tcm", "target", "kernels", "peak memory", "may grow          nothing", "time"):
+        assert label in done.output
+    report = json.loads(run("inspect", tmp_path / "m.tcm", "--json").stdout)
+    compiled = json.loads(run("compile", DEMO, "-o", tmp_path / "n.tcm", "--shape", "images=4,8,8", "--json").stdout)
+    for name in ("peak_bytes", "arena_bytes", "code_bytes", "weights_bytes", "scratch_bytes", "threads", "growing"):
+        assert report[name] == compiled[name], name
 
 
 def test_run_prints_and_writes_outputs(artifact, tmp_path):
@@ -40,6 +53,41 @@ def test_run_names_a_missing_input(artifact):
     done = run("run", artifact)
     assert done.exit_code == 1
     assert "images" in done.stderr
+
+
+def test_run_draws_random_inputs(artifact):
+    done = run("run", artifact, "--input", "images=random", "--size", "batch=3", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["probabilities"]["shape"] == [3, 10]
+    assert run("run", artifact, "--input", "images=random", "--size", "batch=three").exit_code == 2
+    assert "there is no input 'image'" in run("run", artifact, "--input", "images=random", "--input", "image=random").stderr
+
+
+def test_profile_names_kernels_and_nodes(artifact):
+    done = run("profile", artifact, "--size", "batch=4", "--runs", "2", "--json")
+    assert done.exit_code == 0, done.output
+    calls = json.loads(done.stdout)["calls"]
+    assert {"conv1", "conv2"} <= {node for call in calls for node in call["nodes"]}
+    assert all(call["seconds"] >= 0 and call["turns"] == 1 for call in calls) and any(call["gflops"] for call in calls)
+    shown = run("profile", artifact, "--runs", "1", "--top", "2")
+    assert "GFLOP/s" in shown.output and "conv2" in shown.output and f"and {len(calls) - 2} more calls" in shown.output
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        (b"PK\x03\x04" + bytes(40), "it is a zip: a compiled artifact is run with tcompile run"),
+        (b"\x80\x02}q" + bytes(40), "it is a pickle: export the PyTorch model"),
+        (bytes(4) + b"TFL3" + bytes(40), "it is a TensorFlow Lite file"),
+        (b'\x10\0\0\0\0\0\0\0{"a":1}', "it is a safetensors file"),
+        (b"once upon a time", "export the model to ONNX first"),
+        (b"", "export the model to ONNX first"),
+    ],
+)
+def test_what_is_no_onnx_model_is_named(tmp_path, content, hint):
+    (tmp_path / "m.onnx").write_bytes(content)
+    done = run("compile", tmp_path / "m.onnx")
+    assert done.exit_code == 1 and hint in done.stderr and "m.onnx" in done.stderr
 
 
 def test_check_accepts_the_demo():

@@ -1,0 +1,126 @@
+"""What the command line shows to people: sizes, tables, reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tcompile.runtime import Profile
+
+Report = Mapping[str, Any]
+ARENA = "arena"  # the note that tells the arena's size as an expression
+
+
+def size(count: float | None) -> str:
+    """Bytes as a person reads them: 999 B, 1.5 kB, 207.7 MB; powers of 1000."""
+    if count is None:
+        return "depends on the inputs"
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def memory_line(report: Report) -> str:
+    """The peak of memory and what it is made of; an arena without a bound as an expression of the inputs' sizes."""
+    formula = report["notes"].get(ARENA)
+    arena = f"({formula}) B" if report["arena_bytes"] is None and formula else size(report["arena_bytes"])
+    total = "" if report["peak_bytes"] is None else f"{size(report['peak_bytes'])}: "
+    fixed = f"code {size(report['code_bytes'])}, weights {size(report['weights_bytes'])}"
+    return f"{total}{fixed}, arena {arena}, scratch {size(report['scratch_bytes'])} for each of {report['threads']} threads"
+
+
+def show_compiled(report: Report, console: Console) -> None:
+    """What ``compile`` did."""
+    console.print(f"{report['artifact']}  {size(report['bytes'])}", markup=False, soft_wrap=True)
+    _rows(
+        console,
+        ("target", f"{report['target']} ({report['arch']})"),
+        ("kernels", f"{report['kernels']}, called {report['calls']} times"),
+        ("peak memory", memory_line(report)),
+        *_growth(report),
+        ("time", f"{report['seconds']:.1f} s"),
+    )
+
+
+def show_artifact(report: Report, console: Console) -> None:
+    """What ``inspect`` finds."""
+    kernels = {call["kernel"] for call in report["calls"]}
+    console.print(f"[bold]{report['name']}[/bold]", highlight=False)
+    table = Table("", "name", "type", "shape")
+    for role in ("inputs", "outputs"):
+        for spec in report[role]:
+            table.add_row(role[:-1], spec["name"], spec["dtype"], _shape(spec["shape"]))
+    console.print(table)
+    _rows(
+        console,
+        *(("symbol", f"{name} in {low}..{'' if high is None else high}") for name, (low, high) in report["symbols"].items()),
+        ("target", f"{report['target']} ({report['arch']})"),
+        ("features", " ".join(report["features"]) or "none beyond the architecture's"),
+        ("kernels", f"{len(kernels)}, called {len(report['calls'])} times"),
+        ("peak memory", memory_line(report)),
+        *_growth(report),
+        *(("may share memory", f"{output} with {', '.join(inputs)}, where donated") for output, inputs in report["shares"].items()),
+        *((key, value) for key, value in report["notes"].items() if key != ARENA),
+    )
+
+
+def show_calls(calls: Sequence[Report], console: Console) -> None:
+    """Every kernel call of an artifact."""
+    table = Table("call", "kernel", "ONNX nodes")
+    for number, call in enumerate(calls):
+        table.add_row(str(number), call["kernel"], ", ".join(call["nodes"]))
+    console.print(table)
+
+
+def profile_rows(profile: Profile) -> list[dict[str, Any]]:
+    """The calls of a profile that ran, the longest first. ``gflops``: 10^9 floating-point operations a second."""
+    rows = []
+    for call in sorted(profile.calls, key=lambda call: -call.seconds):
+        rate = call.flops / call.seconds / 1e9 if call.flops and call.seconds else None
+        if call.turns:
+            rows.append({"kernel": call.kernel, "nodes": list(call.nodes), "seconds": call.seconds, "turns": call.turns, "gflops": rate})
+    return rows
+
+
+def show_profile(profile: Profile, top: int, console: Console) -> None:
+    """Where the time of a run goes."""
+    rows = profile_rows(profile)
+    inside = sum(row["seconds"] for row in rows)
+    table = Table("ms", "%", "GFLOP/s", "turns", "kernel", "ONNX nodes")
+    for column in table.columns[:4]:
+        column.justify = "right"
+    for row in rows[:top]:
+        rate = "-" if row["gflops"] is None else f"{row['gflops']:.1f}"
+        share = 100 * row["seconds"] / inside if inside else 0
+        table.add_row(f"{1e3 * row['seconds']:.3f}", f"{share:.1f}", rate, f"{row['turns']:g}", row["kernel"], ", ".join(row["nodes"]))
+    console.print(table)
+    if len(rows) > top:
+        rest = sum(row["seconds"] for row in rows[top:])
+        console.print(f"and {len(rows) - top} more calls, {1e3 * rest:.3f} ms")
+    flops = sum(call.flops or 0 for call in profile.calls)
+    rate = f", {flops / profile.seconds / 1e9:.1f} GFLOP/s" if flops else ""
+    console.print(f"a run takes {1e3 * profile.seconds:.3f} ms, {1e3 * inside:.3f} ms of it in kernels{rate}")
+
+
+def _growth(report: Report) -> list[tuple[str, str]]:
+    """What a run may need beyond the peak."""
+    if not report["growing"]:
+        return [("may grow", "nothing")]
+    return [("may grow", f"{site['name']} ({', '.join(site['nodes'])})" if site["nodes"] else site["name"]) for site in report["growing"]]
+
+
+def _shape(extents: Sequence[Any]) -> str:
+    return f"\\[{', '.join(map(str, extents))}]"
+
+
+def _rows(console: Console, *rows: tuple[str, str]) -> None:
+    """Labels and values; a label that repeats is shown once."""
+    last = ""
+    for label, value in rows:
+        console.print(f"  {'' if label == last else label:<16}  {value}", markup=False, highlight=False, soft_wrap=True)
+        last = label
