@@ -54,18 +54,24 @@ class _Lowering:
 def homes(graph: Graph, wanted: tuple[Buffer, ...]) -> dict[Value, Buffer]:
     """The values whose kernels can write results of a graph in place; others must be copied.
 
-    A result behind reshapes is written by the node before them, if the result's extents are known by then. Inputs,
-    constants and dims stay where they are, and one value has one home.
+    A result behind reshapes is written by the node before them, if the result's extents are known by then and the
+    reshapes cannot fail: what stops the run would else come after the write. Inputs, constants and dims stay where they
+    are, and one value has one home.
     """
     producers = graph.producers()
     found: dict[Value, Buffer] = {}
     for value, buffer in zip(graph.outputs, wanted, strict=True):
         root = value
-        while (node := producers.get(root)) is not None and node.op == "reshape":
+        while (node := producers.get(root)) is not None and _is_view(node):
             root = node.inputs[0]
         if node is not None and root not in found and _writes_anywhere(node, root) and not _bound_later(graph, node, buffer):
             found[root] = buffer
     return found
+
+
+def _is_view(node: Node) -> bool:
+    """Whether a node is a reshape whose operand and result are of one size at every value of the symbols."""
+    return node.op == "reshape" and node.inputs[0].type.size == node.output.type.size
 
 
 def _bound_later(graph: Graph, node: Node, buffer: Buffer) -> bool:
@@ -78,7 +84,7 @@ def _writes_anywhere(node: Node, value: Value) -> bool:
     """Whether a node can write a result into any buffer. What a loop carries stays in the loop's own."""
     if node.op == "loop":
         return value in node.outputs[node.attrs["carried"] :]
-    return node.op not in ("constant", "dim")
+    return node.op not in ("constant", "dim", "reshape")
 
 
 def lower_nodes(graph: Graph, state: State) -> None:
