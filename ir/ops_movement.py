@@ -219,6 +219,13 @@ def _infer_concat(types: Types, attrs: Attrs, regions: object) -> Types:
     return (TensorType(first.dtype, tuple(shape)),)
 
 
+def _evaluate_concat(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
+    axis = attrs["axis"]
+    if len({(*array.shape[:axis], *array.shape[axis + 1 :]) for array in arrays}) > 1:
+        raise ExecutionError(f"concat: the shapes {', '.join(str(list(array.shape)) for array in arrays)} do not fit on axis {axis}")
+    return (np.concatenate(arrays, axis),)
+
+
 register(
     OpSpec(
         "concat",
@@ -226,6 +233,6 @@ register(
         operands=(1, None),
         attrs={"axis": "int"},
         infer=_infer_concat,
-        evaluate=lambda arrays, attrs, regions, env: (np.concatenate(arrays, attrs["axis"]),),
+        evaluate=_evaluate_concat,
     )
 )
