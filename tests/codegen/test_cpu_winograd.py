@@ -24,7 +24,14 @@ def winograd(b, x, outputs, size):
 
 @pytest.mark.parametrize(
     ("size", "inputs", "outputs", "target"),
-    [((4, 4), 1, 1, "x86-64-v4"), ((5, 3), 2, 1, "x86-64-v3"), ((1, 9), 1, 2, "x86-64-v3"), ((3, 2), 1, 1, "aarch64-linux")],
+    [
+        ((4, 4), 1, 1, "x86-64-v4"),
+        ((3, 2), 1, 1, "aarch64-linux"),
+        ((5, 3), 2, 1, None),
+        ((1, 13), 1, 5, None),
+        ((28, 27), 4, 6, None),
+        ((56, 56), 1, 9, None),
+    ],
 )
 def test_sizes(size, inputs, outputs, target):
     b = Builder()
@@ -42,7 +49,7 @@ def test_epilogue_and_border():
     assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape), "r": normal(*r.shape)}) == ["winograd"]
 
 
-@pytest.mark.parametrize("n", [0, 1])
+@pytest.mark.parametrize("n", [0, 1, 2, 20])
 def test_symbolic(n):
     b = Builder()
     b.symbols.update(n=Range(0, None), h=Range(1, None))
