@@ -56,7 +56,7 @@ class Target:
 
 _NAMED = (
     Target("x86-64-v3", "x86_64-unknown-linux-gnu", "x86-64-v3", (), 32, 16, mask_bytes=(4, 8), half=True),
-    Target("x86-64-v4", "x86_64-unknown-linux-gnu", "x86-64-v4", (), 64, 32, mask_bytes=(1, 2, 4, 8), half=True),
+    Target("x86-64-v4", "x86_64-unknown-linux-gnu", "x86-64-v4", (), 64, 32, mask_bytes=(1, 2, 4, 8), half=True, l2_bytes=1 << 20),
     Target("aarch64-linux", "aarch64-unknown-linux-gnu", "generic", ("neon",), 16, 32, half=True, nan_minmax=True, saturating_casts=True),
 )
 
@@ -93,4 +93,6 @@ def native_target() -> Target:
             f"this machine ({binding.get_host_cpu_name()}) lacks AVX2 and FMA", hint="x86-64-v3 is the lowest level supported"
         )
     extra = sorted(features & {"avx512vnni", "avx512bf16", "avxvnni", "dotprod", "i8mm", "bf16"})
+    if binding.get_host_cpu_name() == "znver4":
+        base = replace(base, fma_ports=1)  # 512-bit operations take its 256-bit units twice
     return replace(base, name="native", features=(*base.features, *extra), cores=len(os.sched_getaffinity(0)))

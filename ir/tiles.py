@@ -13,6 +13,7 @@ from tcompile.ir.target import Target
 
 _TRANSFORM_CYCLES = 180.0  # of one tile and one vector of channels, both passes, loads and stores
 _MEMORY_BYTES_PER_CYCLE = 6.0  # of one core
+MOST_ROWS = 8  # of a matrix at a time: more, at strides of whole pages, evict each other from the L1 cache
 MANY_ROWS = 64  # what a symbolic number of rows is planned for
 
 
@@ -52,7 +53,7 @@ def best_tile(target: Target, rows: DimLike, columns: int, lane_count: int) -> T
     limit = rows if isinstance(rows, int) and rows else MANY_ROWS
     best: tuple[float, Tile] | None = None
     for vectors in range(1, min(total, 8) + 1):
-        for height in range(1, min(limit, target.vector_registers) + 1):
+        for height in range(1, min(limit, MOST_ROWS) + 1):
             # run-time row counts are covered by a power of two and its halves
             if not fits(target, height, vectors) or (not isinstance(rows, int) and height not in (1, 2, 4, 8)):
                 continue
