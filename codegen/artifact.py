@@ -11,16 +11,16 @@ import hashlib
 import io
 import json
 import os
-import struct
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from tcompile.codegen.container import ENTRY_ALIGN, StoredEntry, placed_entries, write_entries
 from tcompile.codegen.descriptor import Content, describe, encode
 from tcompile.codegen.link import LinkedImage
 from tcompile.codegen.machine import machine
@@ -31,26 +31,7 @@ from tcompile.ir.spill import release
 from tcompile.ir.target import Target
 
 WEIGHTS_ALIGN = 65536
-_ENTRY_ALIGN = 64
 _CHUNK = 1 << 22
-_LOCAL = struct.Struct("<IHHHHHIIIHH")
-_CENTRAL = struct.Struct("<IHHHHHHIIIHHHHHII")
-_END64 = struct.Struct("<IQHHIIQQQQ")
-_LOCATOR64 = struct.Struct("<IIQI")
-_END = struct.Struct("<IHHHHIIH")
-_VERSION, _DATE = 45, 0x21  # zip64; 1980-01-01
-_MAX32 = 0xFFFFFFFF
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One stored file. The weights' bytes are written by themselves, before the others."""
-
-    name: str
-    align: int
-    size: int
-    crc: int
-    data: bytes | None
 
 
 @dataclass(frozen=True)
@@ -86,11 +67,16 @@ def write_artifact(program: Program, build: Build, target: Target) -> bytes:
 
 def save_artifact(path: str | os.PathLike[str], program: Program, build: Build, target: Target) -> None:
     """Like ``write_artifact``, into a file: written whole beside it, then renamed."""
+    save_file(path, lambda stream: write_into(stream, program, build, target))
+
+
+def save_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -> None:
+    """Writes a file whole beside its place, then renames it."""
     path = Path(path)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            write_into(stream, program, build, target)
+            write(stream)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
@@ -104,13 +90,13 @@ def write_into(stream: BinaryIO, program: Program, build: Build, target: Target)
     They are written first, where they will stand: what stands before them tells their hash.
     """
     placed = sorted(build.weights, key=lambda weight: (weight.offset, weight.bytes, weight.name))
-    *_, last = _placed(_entries(program, build, target, placed, _Sums()))
+    *_, last = placed_entries(_entries(program, build, target, placed, _Sums()))
     sums = _Sums()
     if last.entry.data is None:
         stream.seek(last.start)
         sums = _write_weights(stream, placed)
         stream.seek(0)
-    _write(stream, _placed(_entries(program, build, target, placed, sums)))
+    write_entries(stream, placed_entries(_entries(program, build, target, placed, sums)))
 
 
 def _umask() -> int:
@@ -119,7 +105,7 @@ def _umask() -> int:
     return mask
 
 
-def _entries(program: Program, build: Build, target: Target, placed: Sequence[Weight], sums: _Sums) -> list[_Entry]:
+def _entries(program: Program, build: Build, target: Target, placed: Sequence[Weight], sums: _Sums) -> list[StoredEntry]:
     """All entries in order, the weights last. Their sizes do not depend on the sums."""
     image, needed = build.image, machine(target)
     for name in ("tc_prepare", "tc_run"):
@@ -146,9 +132,9 @@ def _entries(program: Program, build: Build, target: Target, placed: Sequence[We
     descriptor = encode(signed, content)
     manifest = json.dumps(describe(signed, content, descriptor), indent=1, ensure_ascii=False).encode() + b"\n"
     small = (("descriptor.bin", descriptor), (f"code/{needed.target}.bin", image.code), ("manifest.json", manifest))
-    entries = [_Entry(name, _ENTRY_ALIGN, len(data), zlib.crc32(data), data) for name, data in small]
+    entries = [StoredEntry(name, ENTRY_ALIGN, len(data), zlib.crc32(data), data) for name, data in small]
     if size:
-        entries.append(_Entry("weights.bin", WEIGHTS_ALIGN, size, sums.crc, None))
+        entries.append(StoredEntry("weights.bin", WEIGHTS_ALIGN, size, sums.crc, None))
     return entries
 
 
@@ -175,71 +161,3 @@ def _weight_chunks(weights: Sequence[Weight]) -> Iterator[memoryview | bytes]:
             yield memoryview(data[start : start + _CHUNK])
             release(data[start : start + _CHUNK])
         last, end = weight.offset, weight.offset + weight.bytes
-
-
-@dataclass(frozen=True)
-class _Placed:
-    """An entry, the free bytes before it, its header, and where its data begins in the file."""
-
-    entry: _Entry
-    gap: int
-    header: bytes
-    start: int
-
-
-def _placed(entries: Sequence[_Entry]) -> list[_Placed]:
-    position, found = 0, []
-    for entry in entries:
-        gap, header = _local_header(entry, position)
-        found.append(_Placed(entry, gap, header, position + gap + len(header)))
-        position = found[-1].start + entry.size
-    return found
-
-
-def _write(stream: BinaryIO, placed: Sequence[_Placed]) -> None:
-    """Everything but the weights, which stand in the stream already."""
-    for one in placed:
-        stream.write(bytes(one.gap) + one.header)
-        if one.entry.data is None:
-            stream.seek(one.start + one.entry.size)
-        else:
-            stream.write(one.entry.data)
-    end = placed[-1].start + placed[-1].entry.size
-    directory = b"".join(_central_header(one.entry, one.start - len(one.header)) for one in placed)
-    stream.write(directory)
-    stream.write(_end(len(placed), len(directory), end))
-
-
-def _local_header(entry: _Entry, position: int) -> tuple[int, bytes]:
-    """(bytes to leave free before it, header). An extra field pads the data to its alignment."""
-    name = entry.name.encode()
-    sizes = struct.pack("<HHQQ", 1, 16, entry.size, entry.size)
-    gap, fixed = 0, _LOCAL.size + len(name) + len(sizes)
-    padding = -(position + fixed) % entry.align
-    if 0 < padding < 4 or len(sizes) + padding > 0xFFFF:  # too short, or too long, for an extra field
-        gap, padding = padding, 0
-    extra = sizes + (struct.pack("<HH", 0xD935, padding - 4) + bytes(padding - 4) if padding else b"")
-    header = _LOCAL.pack(0x04034B50, _VERSION, 0x800, 0, 0, _DATE, entry.crc, _MAX32, _MAX32, len(name), len(extra))
-    return gap, header + name + extra
-
-
-def _central_header(entry: _Entry, offset: int) -> bytes:
-    name = entry.name.encode()
-    extra = struct.pack("<HHQQQ", 1, 24, entry.size, entry.size, offset)
-    return (
-        _CENTRAL.pack(
-            0x02014B50, _VERSION, _VERSION, 0x800, 0, 0, _DATE, entry.crc, _MAX32, _MAX32, len(name), len(extra), 0, 0, 0, 0, _MAX32
-        )
-        + name
-        + extra
-    )
-
-
-def _end(count: int, size: int, offset: int) -> bytes:
-    """Both the zip64 and the old record; the old one tells the truth where it can."""
-    where = offset + size
-    return (
-        _END64.pack(0x06064B50, _END64.size - 12, _VERSION, _VERSION, 0, 0, count, count, size, offset)
-        + _LOCATOR64.pack(0x07064B50, 0, where, 1)
-        + _END.pack(0x06054B50, 0, 0, count, count, size, min(offset, _MAX32), 0)
-    )

@@ -8,16 +8,16 @@ file says of intermediate shapes is not trusted. All problems of a model are col
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import onnx
 
 from tcompile.errors import Error, InvalidModelError, UnsupportedError
-from tcompile.ir.graph import Graph, Node, Value
-from tcompile.ir.onnx_builder import ImportBuilder
+from tcompile.ir.graph import Graph, Value
 from tcompile.ir.onnx_context import HostConstant, Item, OpContext, OptionalValue, Region, SequenceValue, StackedSequence
-from tcompile.ir.onnx_inputs import Shapes, declare_inputs
-from tcompile.ir.onnx_model import ModelLike, load_model
+from tcompile.ir.onnx_inputs import Shapes
+from tcompile.ir.onnx_model import ModelFiles, ModelLike, load_model
+from tcompile.ir.onnx_part import import_part, whole
 from tcompile.ir.onnx_registry import load_families, onnx_op
 from tcompile.ir.onnx_schema import opset_table
 from tcompile.ir.onnx_scope import FAILED, ModelState, Problem, Scope
@@ -35,9 +35,7 @@ def import_model(model: ModelLike, shapes: Shapes | None = None) -> Graph:
     InvalidModelError naming every node that cannot be imported, InputError for shapes that do not fit the model.
     """
     graph, state = _import(model, shapes)
-    if state.problems:
-        kind = InvalidModelError if any(problem.invalid for problem in state.problems) else UnsupportedError
-        raise kind(_report(state.problems)) from state.causes[0]
+    raise_problems(state)
     assert graph is not None
     return graph
 
@@ -47,34 +45,41 @@ def check_model(model: ModelLike, shapes: Shapes | None = None) -> list[Problem]
     return _import(model, shapes)[1].problems
 
 
+def raise_problems(state: ModelState) -> None:
+    """Raises UnsupportedError or InvalidModelError where an import found problems."""
+    if state.problems:
+        kind = InvalidModelError if any(problem.invalid for problem in state.problems) else UnsupportedError
+        raise kind(_report(state.problems)) from state.causes[0]
+
+
 def _report(problems: Sequence[Problem]) -> str:
     count = f"{len(problems)} node{'s' * (len(problems) != 1)}"
     return "\n".join((f"the model cannot be compiled because of {count}:", *(f"  - {problem}" for problem in problems)))
 
 
 def _import(model: ModelLike, shapes: Shapes | None) -> tuple[Graph | None, ModelState]:
-    load_families()
     proto, files = load_model(model)
-    opsets = opset_table(proto.opset_import)
-    _check_opsets(opsets)
+    opsets = checked_opsets(proto)
+    state = model_state(proto, files)
+    imported = import_part(whole(proto.graph), state, opsets, shapes)
+    outputs = _outputs(imported.scope, proto.graph)
+    return (None if state.problems else imported.graph(outputs)), state
+
+
+def model_state(proto: onnx.ModelProto, files: ModelFiles) -> ModelState:
+    """What the scopes of an import share, at its start."""
+    load_families()
     functions = {(_plain(function.domain), function.name, function.overload): function for function in proto.functions}
-    state = ModelState(files, functions)
-    scope = Scope(state, ImportBuilder(proto.graph.name or "graph"), opsets)
-    declare_inputs(scope, proto.graph, shapes or {})
-    scope.define_initializers(proto.graph)
-    scope.run(proto.graph)
-    outputs = _outputs(scope, proto.graph)
-    if state.problems:
-        return None, state
-    graph = scope.builder.graph([value for _, value in outputs], [name for name, _ in outputs])
-    return _named(graph, state.names), state
+    return ModelState(files, functions)
 
 
 def _plain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-def _check_opsets(opsets: Mapping[str, int]) -> None:
+def checked_opsets(proto: onnx.ModelProto) -> dict[str, int]:
+    """The model's opsets by domain. Raises UnsupportedError for one that is newer than the installed ``onnx`` knows."""
+    opsets = opset_table(proto.opset_import)
     newest = {"": onnx.defs.onnx_opset_version(), "ai.onnx.ml": onnx.defs.onnx_ml_opset_version()}
     for domain, version in opsets.items():
         if version > newest.get(domain, version):
@@ -82,6 +87,7 @@ def _check_opsets(opsets: Mapping[str, int]) -> None:
                 f"opset {version} of {domain or 'ai.onnx'} is newer than {newest[domain]}, the newest known",
                 hint="install a newer onnx package",
             )
+    return opsets
 
 
 # Outputs ----------------------------------------------------------------------------------------------
@@ -110,23 +116,3 @@ def _flattened(name: str, item: Item | None) -> list[tuple[str, Value]]:
     if not isinstance(item, Value):
         raise UnsupportedError("a string tensor or an absent optional cannot be an output")
     return [(name, item)]
-
-
-def _named(graph: Graph, names: Mapping[Value, str]) -> Graph:
-    """The graph with values called by their ONNX names.   v17 -> "encoder/relu_output" """
-    table = {value: value for value in graph.inputs}
-
-    def value_of(value: Value) -> Value:
-        if value not in table:
-            table[value] = Value(names[value], value.type) if value in names and names[value] != value.name else value
-        return table[value]
-
-    def node_of(node: Node) -> Node:
-        inputs, outputs = tuple(map(value_of, node.inputs)), tuple(map(value_of, node.outputs))
-        return Node(node.op, inputs, outputs, node.attrs, tuple(map(graph_of, node.regions)), node.source)
-
-    def graph_of(inner: Graph) -> Graph:
-        inputs, outputs = tuple(map(value_of, inner.inputs)), tuple(map(value_of, inner.outputs))
-        return Graph(inner.name, inputs, outputs, list(map(node_of, inner.nodes)), inner.symbols, inner.output_names)
-
-    return graph_of(graph)

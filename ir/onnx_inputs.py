@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import onnx
 
@@ -22,14 +23,16 @@ from tcompile.ir.onnx_scope import FAILED, Scope
 Shapes = Mapping[str, Sequence[int | str] | Sequence[Sequence[int | str]] | None]
 
 
-def declare_inputs(scope: Scope, graph: onnx.GraphProto, shapes: Shapes) -> None:
-    """Defines the inputs of a graph that are no initializers. Raises InputError for shapes that do not fit it."""
-    constants = {tensor.name for tensor in graph.initializer} | {sparse.values.name for sparse in graph.sparse_initializer}
-    infos = [info for info in graph.input if info.name not in constants]
+def declare_inputs(scope: Scope, graph: Any, shapes: Shapes) -> Mapping[str, DimLike]:
+    """Defines the inputs of a graph (or part of one) that are no initializers; returns the extents of dimension names.
+
+    Raises InputError for shapes that do not fit it.
+    """
+    infos = declared_inputs(graph)
     unknown = set(shapes) - {info.name for info in infos}
     if unknown:
         raise InputError(f"the model has no input {sorted(unknown)[0]!r}", hint=f"its inputs are {', '.join(info.name for info in infos)}")
-    table = _InputDims(scope.builder)
+    table = InputDims(scope.builder)
     for info in infos:
         if shapes.get(info.name) is not None and info.type.HasField("tensor_type"):
             table.override(info.name, info.type.tensor_type, shapes[info.name])
@@ -39,9 +42,16 @@ def declare_inputs(scope: Scope, graph: onnx.GraphProto, shapes: Shapes) -> None
         except (InvalidModelError, UnsupportedError) as error:
             scope.env[info.name] = FAILED
             scope.note(onnx.NodeProto(op_type="input"), info.name, (), error)
+    return table.names
 
 
-def _declare(builder: ImportBuilder, table: _InputDims, info: onnx.ValueInfoProto, shapes: Shapes) -> Item:
+def declared_inputs(graph: Any) -> list[onnx.ValueInfoProto]:
+    """The inputs of a graph that are no initializers."""
+    constants = {tensor.name for tensor in graph.initializer} | {sparse.values.name for sparse in graph.sparse_initializer}
+    return [info for info in graph.input if info.name not in constants]
+
+
+def _declare(builder: ImportBuilder, table: InputDims, info: onnx.ValueInfoProto, shapes: Shapes) -> Item:
     name, type_, entries = info.name, info.type, shapes.get(info.name)
     optional = type_.HasField("optional_type")
     if optional:
@@ -55,7 +65,7 @@ def _declare(builder: ImportBuilder, table: _InputDims, info: onnx.ValueInfoProt
     return OptionalValue(item) if optional else item
 
 
-def _declare_tensor(builder: ImportBuilder, table: _InputDims, name: str, type_: onnx.TypeProto, entries: Sequence | None) -> Item:
+def _declare_tensor(builder: ImportBuilder, table: InputDims, name: str, type_: onnx.TypeProto, entries: Sequence | None) -> Item:
     if not type_.HasField("tensor_type"):
         kind = type_.WhichOneof("value") or "value without a type"
         raise UnsupportedError(f"the value {name!r} is a {kind.removesuffix('_type')}, not a tensor")
@@ -63,7 +73,7 @@ def _declare_tensor(builder: ImportBuilder, table: _InputDims, name: str, type_:
     return builder.input(name, from_onnx(tensor.elem_type), table.shape(name, tensor, entries))
 
 
-def _declare_sequence(builder: ImportBuilder, table: _InputDims, name: str, element: onnx.TypeProto, entries: Sequence | None) -> Item:
+def _declare_sequence(builder: ImportBuilder, table: InputDims, name: str, element: onnx.TypeProto, entries: Sequence | None) -> Item:
     if entries is None:
         hint = f"say what it holds: shapes={{{name!r}: [[2, 3], [4, 3]]}} for two tensors"
         raise UnsupportedError(f"the input {name!r} is a sequence, whose length must be known when compiling", hint=hint)
@@ -73,12 +83,17 @@ def _declare_sequence(builder: ImportBuilder, table: _InputDims, name: str, elem
     return SequenceValue(tuple(builder.input(label, dtype, table.given(label, shape)) for label, shape in shapes), dtype)
 
 
-class _InputDims:
+class InputDims:
     """The dimensions of the inputs: one symbol per name that the model gives to a dimension."""
 
     def __init__(self, builder: ImportBuilder) -> None:
         self._builder = builder
         self._params: dict[str, DimLike] = {}
+
+    @property
+    def names(self) -> Mapping[str, DimLike]:
+        """The extents of the dimension names seen."""
+        return self._params
 
     def override(self, name: str, tensor: onnx.TypeProto.Tensor, entries: Sequence[int | str]) -> None:
         """Notes what the caller says of named dimensions, which then holds for every input that uses the name."""

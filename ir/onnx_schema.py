@@ -21,14 +21,19 @@ def free_names(graph: onnx.GraphProto) -> list[str]:
     defined |= {sparse.values.name for sparse in graph.sparse_initializer}
     found: dict[str, None] = {}
     for node in graph.node:
-        used = list(node.input)
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs) if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) else ():
-                used += free_names(inner)
-        found.update(dict.fromkeys(name for name in used if name and name not in defined))
+        found.update(dict.fromkeys(name for name in uses_of(node) if name not in defined))
         defined.update(node.output)
     found.update(dict.fromkeys(info.name for info in graph.output if info.name not in defined))
     return list(found)
+
+
+def uses_of(node: onnx.NodeProto) -> list[str]:
+    """The names that a node reads, those that its subgraphs take from around it included."""
+    used = [name for name in node.input if name]
+    for attribute in node.attribute:
+        for inner in (attribute.g, *attribute.graphs) if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS) else ():
+            used += free_names(inner)
+    return used
 
 
 def opset_table(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:

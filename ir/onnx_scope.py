@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,9 +165,13 @@ class Scope:
         return list(value) if attribute.type in (AttributeProto.INTS, AttributeProto.FLOATS, AttributeProto.GRAPHS) else value
 
     def run(self, graph: onnx.GraphProto | onnx.FunctionProto) -> None:
-        """Imports all nodes of a graph; a node that fails is noted and its outputs are marked as failed."""
-        for index, node in enumerate(graph.node):
-            self._import_node(node, node.name or f"{node.op_type} #{index}")
+        """Imports all nodes of a graph."""
+        self.run_nodes((node.name or f"{node.op_type} #{index}", node) for index, node in enumerate(graph.node))
+
+    def run_nodes(self, nodes: Iterable[tuple[str, onnx.NodeProto]]) -> None:
+        """Imports nodes with their labels; a node that fails is noted and its outputs are marked as failed."""
+        for label, node in nodes:
+            self._import_node(node, label)
 
     def call(self, op: str, inputs: Sequence[Item | None], attrs: Mapping[str, Any], outputs: int, domain: str) -> list[Item]:
         """Imports a node that the model does not hold."""
@@ -335,8 +339,8 @@ class Scope:
         self.run(graph)
         return [self._finished(info.name) for info in graph.output]
 
-    def define_initializers(self, graph: onnx.GraphProto) -> None:
-        """Binds the graph's constants; an input's default value gives way to the input."""
+    def define_initializers(self, graph: Any) -> None:
+        """Binds the constants of a graph or of a part of one; an input's default value gives way to the input."""
         tensors = [(tensor.name, onnx_model.read_tensor, tensor) for tensor in graph.initializer]
         tensors += [(sparse.values.name, onnx_model.read_sparse, sparse) for sparse in graph.sparse_initializer]
         for name, read, tensor in tensors:

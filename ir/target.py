@@ -22,7 +22,7 @@ class Target:
     are exact single instructions, ``nan_minmax`` that one instruction computes a minimum that propagates NaN,
     ``saturating_casts`` that float to integer conversions saturate.
     ``fma_ports`` vector FMAs start each cycle and take ``fma_latency`` cycles, while ``load_ports`` loads do. Cache sizes
-    are bytes a core may count on.
+    are bytes a core may count on. ``host_ops`` says that Python runs the models there, and so can run operators on strings.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Target:
     l1_bytes: int = 32 << 10
     l2_bytes: int = 512 << 10
     l3_bytes: int = 4 << 20
+    host_ops: bool = True
 
     @property
     def arch(self) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from tcompile.errors import Error, InputError
 from tcompile.runtime.abi import ModuleInfo
 from tcompile.runtime.arrays import as_input
-from tcompile.runtime.loader import Module, Source
+from tcompile.runtime.loader import Archive, Module, Source
 from tcompile.runtime.pool import Pool, shared_pool
 from tcompile.runtime.session import Session
 from tcompile.runtime.specs import SiteSpec, TensorSpec, call_specs, features, growing_specs, notes, symbol_bounds, tensor_specs
@@ -65,7 +65,7 @@ class Executable:
     ``inputs`` and ``outputs`` tell names, types and shapes. A context manager: ``with load(path) as exe``.
     """
 
-    def __init__(self, source: Source, *, threads: int | Pool | None = None) -> None:
+    def __init__(self, source: Source | Archive, *, threads: int | Pool | None = None) -> None:
         """Opens a path or an artifact's bytes; see ``load``."""
         self._module: Module | None = Module(source)
         self._requested = None if isinstance(threads, Pool) else threads
@@ -324,15 +324,6 @@ class Executable:
 
 def _tensor_report(spec: TensorSpec) -> dict[str, object]:
     return {"name": spec.name, "dtype": spec.element.name, "shape": list(spec.shape)}
-
-
-def load(source: Source, threads: int | Pool | None = None) -> Executable:
-    """Loads an artifact from a path, its bytes or a mapped file, and checks its code; the weights stay in the file, see ``verify_weights``.
-
-    ``threads``: a number, or a ``Pool`` to share; None uses the physical cores that this process may use.
-    Raises ArtifactError for an artifact that is damaged, of another version, or for another machine.
-    """
-    return Executable(source, threads=threads)
 
 
 def _reload(source: Source, threads: int | None) -> Executable:

@@ -22,23 +22,47 @@ _HASH_BYTES = 32
 _WEIGHTS_ALIGN = 64
 _ERROR_BYTES = 2048
 
-Source = str | os.PathLike[str] | bytes | mmap.mmap
+Source = str | os.PathLike[str] | bytes | mmap.mmap | memoryview
+
+
+class Archive:
+    """The bytes of an artifact and the parts in it. ``path`` is None for bytes in memory."""
+
+    def __init__(self, source: Source) -> None:
+        """Opens a path, an artifact's bytes or a mapped file of them. Raises ArtifactError for what is no artifact."""
+        self.path = None if isinstance(source, bytes | mmap.mmap | memoryview) else os.path.abspath(os.fspath(source))
+        self.bytes = np.frombuffer(source if self.path is None else _map(Path(self.path)), np.uint8)
+        self._entries = read_entries(memoryview(self.bytes))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def part(self, name: str) -> np.ndarray:
+        """The bytes of an entry; none where there is no such entry."""
+        extent = self._entries.get(name, Extent(0, 0))
+        return self.bytes[extent.offset : extent.offset + extent.size]
+
+    def find(self, prefix: str) -> np.ndarray:
+        """The bytes of the first entry whose name begins so. Raises ArtifactError where there is none."""
+        for name in self._entries:
+            if name.startswith(prefix):
+                return self.part(name)
+        raise ArtifactError(f"the artifact has no {prefix}", hint="is it a model that tcompile wrote?")
 
 
 class Module:
     """An opened model: its native handle, and the memory that its weights stand in."""
 
-    def __init__(self, source: Source) -> None:
-        """Opens a path, an artifact's bytes or a mapped file of them.
+    def __init__(self, source: Source | Archive) -> None:
+        """Opens an artifact.
 
-        Raises ArtifactError for an artifact that is damaged, of another version, or for another machine.
+        Raises ArtifactError for one that is damaged, of another version, or for another machine.
         """
-        self.path = None if isinstance(source, bytes | mmap.mmap) else os.path.abspath(os.fspath(source))
-        self._file = np.frombuffer(source if self.path is None else _map(Path(self.path)), np.uint8)
-        self._entries = read_entries(memoryview(self._file))
-        descriptor, code = self._part(self._find("descriptor.bin")), self._part(self._find("code/"))
+        self._archive = source if isinstance(source, Archive) else Archive(source)
+        self.path = self._archive.path
+        descriptor, code = self._archive.find("descriptor.bin"), self._archive.find("code/")
         _check(_hash(descriptor[:-_HASH_BYTES]), descriptor[-_HASH_BYTES:].tobytes(), "descriptor")
-        self._weights = self._align(self._entries.get("weights.bin", Extent(0, 0)))
+        self._weights = _aligned(self._archive.part("weights.bin"))
         self.handle = self._open(descriptor, code)
         self._finalizer = weakref.finalize(self, abi.native.tc_close, self.handle)
         self._finalizer.atexit = False
@@ -55,26 +79,7 @@ class Module:
 
     def artifact(self) -> memoryview:
         """The artifact's bytes."""
-        return memoryview(self._file)
-
-    def _find(self, prefix: str) -> Extent:
-        for name, extent in self._entries.items():
-            if name.startswith(prefix):
-                return extent
-        raise ArtifactError(f"the artifact has no {prefix}", hint="is it a model that tcompile wrote?")
-
-    def _part(self, extent: Extent) -> np.ndarray:
-        return self._file[extent.offset : extent.offset + extent.size]
-
-    def _align(self, extent: Extent) -> np.ndarray:
-        """The weights at an aligned address: as they stand in a mapped file, else a copy."""
-        part = self._part(extent)
-        if part.ctypes.data % _WEIGHTS_ALIGN == 0 or extent.size == 0:
-            return part
-        block = np.empty(extent.size + _WEIGHTS_ALIGN, np.uint8)
-        start = -block.ctypes.data % _WEIGHTS_ALIGN
-        block[start : start + extent.size] = part
-        return block[start : start + extent.size]
+        return memoryview(self._archive.bytes)
 
     def _open(self, descriptor: np.ndarray, code: np.ndarray) -> int:
         handle, message = ctypes.c_void_p(), ctypes.create_string_buffer(_ERROR_BYTES)
@@ -90,6 +95,16 @@ class Module:
         if status:
             raise ArtifactError(text, hint="compile the model again with this version of tcompile")
         return handle.value
+
+
+def _aligned(part: np.ndarray) -> np.ndarray:
+    """The weights at an aligned address: as they stand in a mapped file, else a copy."""
+    if part.ctypes.data % _WEIGHTS_ALIGN == 0 or part.size == 0:
+        return part
+    block = np.empty(part.size + _WEIGHTS_ALIGN, np.uint8)
+    start = -block.ctypes.data % _WEIGHTS_ALIGN
+    block[start : start + part.size] = part
+    return block[start : start + part.size]
 
 
 def _map(path: Path) -> mmap.mmap:

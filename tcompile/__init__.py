@@ -20,7 +20,7 @@ _here = Path(__file__).resolve().parent
 if not (_here / "ir").is_dir():  # a checkout or an editable install: the other folders stand beside this one
     __path__.append(str(_here.parent))
 
-_LAZY = {"compile": "api", "compile_file": "api", "check": "api", "load": "runtime", "Executable": "runtime"}
+_LAZY = {"compile": "api", "compile_file": "api", "check": "api", "host_calls": "api", "load": "runtime", "Executable": "runtime"}
 
 __all__ = [
     "ArtifactError",
@@ -33,6 +33,7 @@ __all__ = [
     "check",
     "compile",
     "compile_file",
+    "host_calls",
     "load",
 ]
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tcompile.errors import InputError
+
 Sizes = Mapping[str, int]
 
 
@@ -31,6 +33,8 @@ def random_inputs(inputs: Sequence[Any], sizes: Sizes, draws: Mapping[str, Draw]
 
 def _draw(rng: np.random.Generator, spec: Any, sizes: Sizes, draw: Draw | None) -> np.ndarray:
     dtype = getattr(spec.dtype, "numpy", spec.dtype)
+    if dtype is None or np.dtype(dtype).kind == "O":
+        raise InputError(f"input {spec.name!r} is no tensor of numbers, and cannot be drawn: {spec}", hint="give its value")
     shape = (
         draw.shape
         if draw and draw.shape is not None

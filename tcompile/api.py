@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcompile.runtime import Executable, load
+from tcompile.runtime import Executable, HostedExecutable, load
 
 if TYPE_CHECKING:
-    from tcompile.pipeline import Compiled
+    from tcompile.pipeline import Compiled, HostCompiled
 
 
 def compile(
@@ -21,7 +21,7 @@ def compile(
     shapes: Mapping[str, Sequence[int | str]] | None = None,
     threads: int | None = None,
     **options: Any,
-) -> Executable:
+) -> Executable | HostedExecutable:
     """Compiles a model for this machine and loads it.
 
     Args:
@@ -32,7 +32,8 @@ def compile(
         options: fields of ``tcompile.pipeline.Options``.
 
     Returns:
-        An ``Executable``: ``run(inputs) -> {name: array}``, ``save(path)``, ``inputs``, ``outputs``, ``report()``.
+        An ``Executable``: ``run(inputs) -> {name: array}``, ``save(path)``, ``inputs``, ``outputs``, ``report()``. A
+        ``HostedExecutable``, used in the same way, for a model that has strings, images or sequences of run-time length.
 
     Raises:
         UnsupportedError: listing everything in the model that tcompile does not do.
@@ -44,7 +45,9 @@ def compile(
         return load(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), threads=threads)
 
 
-def _compiled(model: Any, target: str, shapes: Mapping[str, Sequence[int | str]] | None, options: dict[str, Any]) -> Compiled:
+def _compiled(
+    model: Any, target: str, shapes: Mapping[str, Sequence[int | str]] | None, options: dict[str, Any]
+) -> Compiled | HostCompiled:
     from tcompile.pipeline import Options, Silent, compile_model
 
     progress = options.pop("progress", Silent())
@@ -55,9 +58,16 @@ def _compiled(model: Any, target: str, shapes: Mapping[str, Sequence[int | str]]
 
 def check(model: Any, shapes: Mapping[str, Sequence[int | str]] | None = None) -> list[Any]:
     """Everything in a model that cannot be compiled, as ``Problem`` rows; empty when it can."""
-    from tcompile.ir.onnx_import import check_model
+    from tcompile.ir.onnx_host import check_program
 
-    return check_model(model, shapes)
+    return check_program(model, shapes)[0]
+
+
+def host_calls(model: Any, shapes: Mapping[str, Sequence[int | str]] | None = None) -> list[str]:
+    """What Python would run of a model, by operator and node: strings, images, sequences whose length only the run knows."""
+    from tcompile.ir.onnx_host import check_program
+
+    return check_program(model, shapes)[1]
 
 
 def compile_file(

@@ -11,21 +11,26 @@ from onnx import helper
 from onnx.backend.base import Backend, BackendRep, namedtupledict
 
 from tcompile.api import compile
-from tcompile.runtime import Executable
+from tcompile.runtime import Executable, HostedExecutable, HostSpec, TensorSpec
 
 
 class TCompileRep(BackendRep):
     """A compiled model; ``run`` takes arrays in the order of the model's inputs, or a dictionary."""
 
-    def __init__(self, executable: Executable) -> None:
+    def __init__(self, executable: Executable | HostedExecutable) -> None:
         self.executable = executable
 
-    def run(self, inputs: Any, **_: Any) -> tuple[np.ndarray, ...]:
+    def run(self, inputs: Any, **_: Any) -> tuple[Any, ...]:
         """Returns the outputs as a named tuple in graph order."""
         if not isinstance(inputs, dict):
-            inputs = {spec.name: np.asarray(array) for spec, array in zip(self.executable.inputs, inputs, strict=True)}
+            inputs = {spec.name: _value(value, spec) for spec, value in zip(self.executable.inputs, inputs, strict=True)}
         outputs = self.executable.run(inputs)
         return namedtupledict("Outputs", list(outputs))(*outputs.values())
+
+
+def _value(value: Any, spec: TensorSpec | HostSpec) -> Any:
+    """Tensors as arrays; sequences, optionals and maps as they are."""
+    return np.asarray(value) if isinstance(spec, TensorSpec) else value
 
 
 class TCompileBackend(Backend):

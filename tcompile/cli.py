@@ -126,7 +126,7 @@ def read_inputs(executable, inputs: Sequence[str], sizes: Sequence[str], *, rest
     given = parse_pairs(inputs, "--input")
     arrays = {name: read_array(path) for name, path in given.items() if path != "random"}
     wanted = [spec for spec in executable.inputs if spec.name not in arrays and (rest or spec.name in given)]
-    missing = [spec.name for spec in executable.inputs if spec.name not in given]
+    missing = [spec.name for spec in executable.inputs if spec.name not in given and not getattr(spec, "optional", False)]
     if missing and not rest:
         raise InputError(f"input {missing[0]!r} is missing", hint=f"--input {missing[0]}=x.npy, or --input {missing[0]}=random")
     unknown = [name for name in given if name not in {spec.name for spec in executable.inputs}]
@@ -140,7 +140,7 @@ def _sizes_of(executable, arrays: dict[str, np.ndarray]) -> dict[str, int]:
     found = {}
     for spec in executable.inputs:
         if spec.name in arrays:
-            pairs = zip(spec.shape, arrays[spec.name].shape, strict=False)
+            pairs = zip(spec.shape or (), arrays[spec.name].shape, strict=False)
             found.update({extent: value for extent, value in pairs if isinstance(extent, str)})
     return found
 
@@ -172,14 +172,19 @@ def main() -> None:
 @click.option("--stop-after", metavar="PASS", help="Stop after a pass and print the graph.")
 @click.option("--workers", type=click.IntRange(1), help="Processes that LLVM runs in.")
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the kernel cache.")
+@click.option("--no-host-ops", is_flag=True, help="Refuse operators that Python would run: strings, images, sequences of run-time length.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option
-def compile_command(model, output, target, shapes, check_passes, dump_ir, stop_after, workers, no_cache, quiet, as_json) -> None:
+def compile_command(
+    model, output, target, shapes, check_passes, dump_ir, stop_after, workers, no_cache, no_host_ops, quiet, as_json
+) -> None:
     """Compiles MODEL (.onnx) into an artifact (.tcm)."""
     from tcompile import pipeline
 
     extra = {"workers": workers} if workers else {}
-    options = pipeline.Options(check=check_passes, dump_ir=dump_ir, stop_after=stop_after, cache=not no_cache, **extra)
+    options = pipeline.Options(
+        check=check_passes, dump_ir=dump_ir, stop_after=stop_after, cache=not no_cache, host_ops=not no_host_ops, **extra
+    )
     with progress_bars(quiet or as_json) as progress:
         if stop_after:
             from tcompile.ir.onnx_import import import_model
@@ -222,13 +227,39 @@ def run(artifact, inputs, outputs, sizes, threads, as_json) -> None:
     for name, path in parse_pairs(outputs, "--output").items():
         if name not in results:
             raise InputError(f"there is no output {name!r}", hint=f"outputs: {', '.join(results)}")
-        np.save(path, results[name])
+        save_array(path, name, results[name])
     if as_json:
-        click.echo(json.dumps({name: {"dtype": str(a.dtype), "shape": list(a.shape), "values": a.tolist()} for name, a in results.items()}))
+        click.echo(json.dumps({name: as_plain(value) for name, value in results.items()}))
         return
-    for name, array in results.items():
-        console.print(f"[bold]{name}[/bold] {array.dtype}{list(array.shape)}")
-        console.print(np.array2string(array, threshold=40, precision=5), markup=False)
+    for name, value in results.items():
+        show_value(name, value)
+
+
+def save_array(path: str, name: str, value: Any) -> None:
+    """Writes an output to a .npy file; strings as NumPy's fixed-width ones, so that they load without pickles."""
+    if not isinstance(value, np.ndarray):
+        raise InputError(f"the output {name!r} is a {type(value).__name__}, which no .npy file holds", hint="use --json")
+    np.save(path, value.astype(str) if value.dtype == object else value)
+
+
+def as_plain(value: Any) -> Any:
+    """An output as JSON holds it: tensors with their element type and shape, sequences as lists."""
+    if isinstance(value, np.ndarray):
+        return {"dtype": "string" if value.dtype == object else str(value.dtype), "shape": list(value.shape), "values": value.tolist()}
+    return [as_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def show_value(name: str, value: Any) -> None:
+    """Prints an output."""
+    if isinstance(value, np.ndarray):
+        console.print(f"[bold]{name}[/bold] {'string' if value.dtype == object else value.dtype}{list(value.shape)}")
+        console.print(np.array2string(value, threshold=40, precision=5), markup=False)
+    elif isinstance(value, list) and not (value and isinstance(value[0], dict)):
+        for k, item in enumerate(value):
+            show_value(f"{name}\\[{k}]", item)
+    else:
+        console.print(f"[bold]{name}[/bold]")
+        console.print(value, markup=False)
 
 
 def open_model(path: str, threads: int | None = None):
@@ -244,12 +275,15 @@ def open_model(path: str, threads: int | None = None):
 @shape_option
 @json_option
 def check(model, shapes, as_json) -> None:
-    """Lists what is unsupported in MODEL, without compiling it."""
-    problems = tcompile.check(model, parse_shapes(shapes))
+    """Lists what is unsupported in MODEL, and what Python would run of it, without compiling it."""
+    from tcompile.ir.onnx_host import check_program
+
+    problems, host_calls = check_program(model, parse_shapes(shapes))
     if as_json:
-        click.echo(json.dumps({"supported": not problems, "problems": [vars(problem) for problem in problems]}, default=str))
+        rows = [vars(problem) for problem in problems]
+        click.echo(json.dumps({"supported": not problems, "problems": rows, "host_calls": host_calls}, default=str))
     elif not problems:
-        click.echo(f"{model}: everything is supported")
+        click.echo("\n".join((f"{model}: everything is supported", *(f"runs in Python: {call}" for call in host_calls))))
     else:
         table = Table("node", "op", "opset", "dtype", "reason", "hint", title=f"{len(problems)} problems in {model}")
         for p in problems:

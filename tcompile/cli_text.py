@@ -43,6 +43,7 @@ def show_compiled(report: Report, console: Console) -> None:
         ("kernels", f"{report['kernels']}, called {report['calls']} times"),
         ("peak memory", memory_line(report)),
         *_growth(report),
+        *_host_calls(report),
         ("time", f"{report['seconds']:.1f} s"),
     )
 
@@ -64,6 +65,7 @@ def show_artifact(report: Report, console: Console) -> None:
         ("kernels", f"{len(kernels)}, called {len(report['calls'])} times"),
         ("peak memory", memory_line(report)),
         *_growth(report),
+        *_host_calls(report),
         *(("may share memory", f"{output} with {', '.join(inputs)}, where donated") for output, inputs in report["shares"].items()),
         *((key, value) for key, value in report["notes"].items() if key != ARENA),
     )
@@ -112,6 +114,11 @@ def _growth(report: Report) -> list[tuple[str, str]]:
     if not report["growing"]:
         return [("may grow", "nothing")]
     return [("may grow", f"{site['name']} ({', '.join(site['nodes'])})" if site["nodes"] else site["name"]) for site in report["growing"]]
+
+
+def _host_calls(report: Report) -> list[tuple[str, str]]:
+    """What compiled code leaves to Python."""
+    return [("runs in Python", call) for call in report.get("host_calls", ())]
 
 
 def _shape(extents: Sequence[Any]) -> str:

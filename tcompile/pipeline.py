@@ -16,6 +16,7 @@ from tcompile.ir.target import Target, named_target
 
 if TYPE_CHECKING:
     from tcompile.codegen.artifact import Build
+    from tcompile.ir.host import HostProgram
     from tcompile.ir.program import Program
 
 
@@ -52,7 +53,8 @@ class Options:
     ``check`` interprets the graph after every pass on random inputs and names the pass that changed an answer;
     ``dump_ir`` is a directory that gets the IR of every stage; ``stop_after`` names the pass after which
     ``optimise`` ends; ``workers`` is the number of processes that LLVM runs in, by default what the kernels are worth;
-    ``cache`` keeps compiled kernels; ``memory`` is how many bytes of computed weights are held, more go to temporary files.
+    ``cache`` keeps compiled kernels; ``memory`` is how many bytes of computed weights are held, more go to temporary files;
+    ``host_ops`` allows operators that Python runs (strings, images, sequences of run-time length).
     """
 
     check: bool = False
@@ -61,6 +63,7 @@ class Options:
     workers: int | None = None
     cache: bool = True
     memory: int = 1 << 26
+    host_ops: bool = True
 
 
 SILENT = Silent()
@@ -155,26 +158,89 @@ class Compiled:
         save_artifact(path, self.program, self.build, self.target)
 
 
+@dataclass(frozen=True, eq=False)
+class HostCompiled:
+    """A compiled model that Python runs in part: its steps, and its native segments."""
+
+    program: HostProgram
+    segments: Sequence[Compiled]
+    target: Target
+
+    def write(self, stream: BinaryIO) -> None:
+        """Writes the artifact into an empty stream that can seek."""
+        from tcompile.codegen.bundle import write_bundle
+        from tcompile.ir.host import encode
+
+        write_bundle(stream, encode(self.program), [segment.write for segment in self.segments])
+
+    def report(self, threads: int) -> dict[str, Any]:
+        """What was made of the segments together, and what Python runs; as ``Compiled.report``."""
+        from tcompile.runtime.reports import combined
+
+        reports = [segment.report(threads) for segment in self.segments]
+        counts = {name: sum(report[name] for report in reports) for name in ("kernels", "calls")}
+        return {**combined(reports), **counts, "target": self.target.name, "threads": threads, "host_calls": self.program.host_calls()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the artifact into a file: whole, beside it, then renamed."""
+        from tcompile.codegen.artifact import save_file
+
+        save_file(path, self.write)
+
+
 def compile_model(
     model: Any,
     target: str | Target = "native",
     shapes: Mapping[str, Sequence[int | str]] | None = None,
     options: Options = DEFAULTS,
     progress: Progress = SILENT,
-) -> Compiled:
+) -> Compiled | HostCompiled:
     """The whole way but the last step: a model (path, bytes or ModelProto) to a program, native code and weights."""
-    from tcompile.codegen.build import build_image
-    from tcompile.codegen.lower import lower
-    from tcompile.ir.onnx_import import import_model
-    from tcompile.ir.program_text import print_program
-    from tcompile.ir.program_verify import verify_program
     from tcompile.ir.spill import spilling
 
     if isinstance(target, str):
         target = named_target(target)
     with spilling(options.memory):
         progress.stage("import")
-        graph = import_model(model, shapes)
+        program = imported(model, target, shapes, options)
+    if isinstance(program, Graph):
+        return compile_graph(program, target, options, progress)
+    segments = [compile_graph(segment, target, options, progress) for segment in program.segments]
+    return HostCompiled(program, segments, target)
+
+
+def imported(
+    model: Any, target: Target, shapes: Mapping[str, Sequence[int | str]] | None = None, options: Options = DEFAULTS
+) -> Graph | HostProgram:
+    """The model as a graph, or as graphs with host ops between them where these are allowed.
+
+    Raises UnsupportedError naming the host ops of a model where they are not.
+    """
+    from tcompile.ir.onnx_host import check_program, import_program
+    from tcompile.ir.onnx_import import import_model
+
+    if options.host_ops and target.host_ops:
+        return import_program(model, shapes)
+    try:
+        return import_model(model, shapes)
+    except UnsupportedError as error:
+        problems, calls = check_program(model, shapes)
+        if problems or not calls:
+            raise
+        who = "host_ops=False forbids" if target.host_ops else f"the target {target.name} does not have"
+        listed = "".join(f"\n  - {call}" for call in calls)
+        raise UnsupportedError(f"the model needs Python at run time, which {who}:{listed}") from error
+
+
+def compile_graph(graph: Graph, target: Target, options: Options = DEFAULTS, progress: Progress = SILENT) -> Compiled:
+    """An imported graph to native code."""
+    from tcompile.codegen.build import build_image
+    from tcompile.codegen.lower import lower
+    from tcompile.ir.program_text import print_program
+    from tcompile.ir.program_verify import verify_program
+    from tcompile.ir.spill import spilling
+
+    with spilling(options.memory):
         graph = optimise(graph, target, options, progress)
     progress.stage("lower")
     program = lower(graph, target)

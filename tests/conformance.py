@@ -162,7 +162,7 @@ def runner() -> None:
         signal.alarm(RUN_SECONDS)
         try:
             executable = tcompile.load(artifact, threads=1)
-            named = {spec.name: np.asarray(array) for spec, array in zip(executable.inputs, inputs, strict=True)}
+            named = {spec.name: value for spec, value in zip(executable.inputs, inputs, strict=True)}
             reply = True, list(executable.run(named).values())
         except Exception as error:
             reply = False, f"{type(error).__name__}: {error}"

@@ -92,7 +92,7 @@ def test_what_is_no_onnx_model_is_named(tmp_path, content, hint):
 
 def test_check_accepts_the_demo():
     done = run("check", DEMO, "--json")
-    assert (done.exit_code, json.loads(done.stdout)) == (0, {"supported": True, "problems": []})
+    assert (done.exit_code, json.loads(done.stdout)) == (0, {"supported": True, "problems": [], "host_calls": []})
 
 
 def test_check_lists_every_problem_and_exits_3(tmp_path):
