@@ -1,10 +1,11 @@
 """ONNX's own backend suite, through saved artifacts that another process loads.
 
-    python -m tests.conformance [--only TEXT] [--jobs 2] [--update] [--verbose]
+    python -m tests.conformance [--only TEXT] [--jobs 2] [--update] [--verbose] [--page FILE]
 
 Each case is compiled to artifact bytes; a runner process in which ``onnx``, ``llvmlite`` and ``tcompile.ir`` cannot be
 imported loads and runs them. Prints ``passed N of M`` and the failures by op. Exits 1 only when a case recorded in
-``conformance_passing.txt`` stops passing (``--update`` records what passes now).
+``conformance_passing.txt`` stops passing (``--update`` records what passes now). ``--page`` writes the table of operators
+from that record and runs only the cases that are not in it.
 """
 
 from __future__ import annotations
@@ -208,20 +209,45 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--update", action="store_true", help="record what passes now")
     parser.add_argument("--verbose", action="store_true", help="print every failure with its reason")
+    parser.add_argument("--page", type=Path, help="write the operators and what passes of them")
     parser.add_argument("--runner", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.runner:
         runner()
         return 0
     _CASES.update(all_cases())
-    keys = [key for key in _CASES if arguments.only in key]
-    results = []
+    known = recorded_cases() if arguments.page else set()
+    keys = [key for key in _CASES if arguments.only in key and key not in known]
+    results = run_cases(keys, arguments)
+    if arguments.page:
+        write_page(arguments.page, results)
+        return 0
+    return report(results, arguments)
+
+
+def run_cases(keys: list[str], arguments: argparse.Namespace) -> list[tuple[str, str, float]]:
+    """The results of cases, each in one of the worker processes."""
+    results: list[tuple[str, str, float]] = []
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
         for done in pool.map(run_case, keys, chunksize=8):
             results.append(done)
             if arguments.verbose:
                 show(done, len(results), len(keys))
-    return report(results, arguments)
+    return results
+
+
+def recorded_cases() -> set[str]:
+    """The cases that pass, as recorded."""
+    return set(RECORD.read_text().split()) if RECORD.exists() else set()
+
+
+def write_page(path: Path, results: list[tuple[str, str, float]]) -> None:
+    """The operator page; ``results`` are those of the cases that are not recorded."""
+    from tests.conformance_page import page
+
+    models = {key: test.model if case.kind == "node" else None for key, (case, test) in _CASES.items()}
+    passing = recorded_cases() | {key for key, reason, _ in results if not reason}
+    path.write_text(page(models, passing & models.keys(), {key: reason for key, reason, _ in results}))
 
 
 def show(result: tuple[str, str, float], number: int, total: int) -> None:
@@ -237,7 +263,7 @@ def report(results: list[tuple[str, str, float]], arguments: argparse.Namespace)
     failures = Counter(operators(_CASES[key][1]) for key, reason, _ in results if reason)
     print("\n".join(f"  {count:4}  {name}" for name, count in failures.most_common()) or "  no failures")
     crashes = [key for key, reason, _ in results if "CRASH" in reason]
-    recorded = set(RECORD.read_text().split()) if RECORD.exists() else set()
+    recorded = recorded_cases()
     lost = sorted((recorded & {key for key, _, _ in results}) - passed)
     for key in lost:
         print(f"stopped passing: {key}: {next(reason for k, reason, _ in results if k == key)}")
