@@ -151,11 +151,11 @@ def _gather(node: Node, index: Shape) -> list[tuple[Value, Shape]]:
 
 
 def iteration(shape: Sequence[DimLike], prefix: str) -> tuple[Shape, dict[str, dims.Range]]:
-    """One variable per axis (0 where the extent is 1) and their ranges."""
+    """One variable per axis (0 where the extent is 1) and their ranges. A dot keeps their names apart from those of extents."""
     index: list[DimLike] = []
     ranges: dict[str, dims.Range] = {}
     for axis, extent in enumerate(shape):
-        name = f"{prefix}{axis}"
+        name = f"{prefix}.{axis}"
         index.append(0 if extent == 1 else dims.symbol(name))
         if extent != 1:
             ranges[name] = dims.Range(0, extent - 1)

@@ -10,6 +10,7 @@ importer cannot resolve it: then the graph is cut anew.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
@@ -30,6 +31,7 @@ from tcompile.ir.onnx_host_ops import able, always
 from tcompile.ir.onnx_host_types import (
     STRING,
     describe,
+    empty_sequence,
     infer,
     is_native,
     join,
@@ -283,8 +285,7 @@ class _Cut:
                     self._deliver(imported, part, element, found, after)
                     self._make_constant(part)
                 after.append(HostCall("SequenceConstruct", tuple(parts), (name,), node))
-                elements = [self.names.type_of(part) for part in parts]
-                types[name] = sequence(_joined(elements) if elements else tensor(item.dtype.onnx if item.dtype else 1, None))
+                types[name] = sequence(_joined(map(self.names.type_of, parts))) if parts else empty_sequence(_number(item))
             case StackedSequence():
                 found[f"{name}[]"] = item.stack
                 after.append(HostCall("Unstack", (f"{name}[]",), (name,), node, OURS))
@@ -388,11 +389,13 @@ class _Cut:
         self.shared.problems += [problem for problem in self.scope.state.problems if problem not in self.shared.problems]
 
 
-def _joined(types: Sequence[TypeProto]) -> TypeProto:
-    result = types[0]
-    for type_ in types[1:]:
-        result = join(result, type_)
-    return result
+def _joined(types: Iterable[TypeProto]) -> TypeProto:
+    return functools.reduce(join, types)
+
+
+def _number(item: SequenceValue) -> int:
+    """ONNX's number of a sequence's element type: f32 where nothing tells it, as in SequenceEmpty."""
+    return onnx.TensorProto.FLOAT if item.dtype is None else item.dtype.onnx
 
 
 def _element(stack: Value) -> Any:

@@ -14,6 +14,8 @@ from tcompile.errors import InvalidModelError, UnsupportedError
 from tcompile.ir.dims import DimLike
 from tcompile.ir.graph import Value
 
+_EMPTY = "tcompile: no element yet"  # the denotation of the element type of a sequence that holds none
+
 INT64, STRING, BOOL = onnx.TensorProto.INT64, onnx.TensorProto.STRING, onnx.TensorProto.BOOL
 _INFERENCE_ERRORS = (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError, TypeError)
 
@@ -26,6 +28,13 @@ def tensor(dtype: int, shape: Sequence[int | str | None] | None) -> TypeProto:
 def sequence(element: TypeProto) -> TypeProto:
     """The type of a sequence: extents of its elements have no names, since they may differ from element to element."""
     return helper.make_sequence_type_proto(without_names(element))
+
+
+def empty_sequence(dtype: int) -> TypeProto:
+    """The type of a sequence without elements: it joins with any other of its element type."""
+    result = helper.make_sequence_type_proto(tensor(dtype, None))
+    result.sequence_type.elem_type.denotation = _EMPTY
+    return result
 
 
 def is_native(type_: TypeProto) -> bool:
@@ -66,8 +75,9 @@ def _inner(type_: TypeProto) -> TypeProto | None:
 
 def join(a: TypeProto, b: TypeProto) -> TypeProto:
     """The type of a value that is either: an optional where one of them is, extents and ranks unknown where they differ."""
-    if a.WhichOneof("value") is None or b.WhichOneof("value") is None:
-        return b if a.WhichOneof("value") is None else a
+    for one, other in ((a, b), (b, a)):
+        if one.WhichOneof("value") is None or (one.denotation == _EMPTY and _same_elements(one, other)):
+            return other
     if a.HasField("optional_type") or b.HasField("optional_type"):
         a, b = (_inner(t) if t.HasField("optional_type") else t for t in (a, b))
         return helper.make_optional_type_proto(join(a, b))
@@ -83,6 +93,10 @@ def join(a: TypeProto, b: TypeProto) -> TypeProto:
     if ours is None or theirs is None or len(ours) != len(theirs):
         return tensor(a.tensor_type.elem_type, None)
     return tensor(a.tensor_type.elem_type, [x if x == y else None for x, y in zip(ours, theirs, strict=True)])
+
+
+def _same_elements(a: TypeProto, b: TypeProto) -> bool:
+    return a.tensor_type.elem_type == b.tensor_type.elem_type
 
 
 def shape_of(type_: TypeProto) -> list[int | str | None] | None:
@@ -139,6 +153,10 @@ def infer(
             found = dict(onnx.shape_inference.infer_node_outputs(schema, node, dict(types), dict(constants), opset_imports=imports))
         except _INFERENCE_ERRORS as error:
             raise InvalidModelError(str(error).strip()) from error
+    if node.op_type == "SequenceEmpty":
+        return {node.output[0]: empty_sequence(found[node.output[0]].sequence_type.elem_type.tensor_type.elem_type)}
+    if node.op_type == "SequenceInsert":
+        return {node.output[0]: sequence(join(element_of(types[node.input[0]]), types[node.input[1]]))}
     return {**found, **_completed(node, types, found)}
 
 

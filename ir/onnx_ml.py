@@ -220,7 +220,7 @@ def _code(x: Term, keys: np.ndarray, *, nan_matches: bool) -> Term:
     if keys.dtype.kind in "iu" and x.dtype.is_integer and np.ptp(keys) < _DENSE * count + 1024:
         low, span = int(keys.min()), int(np.ptp(keys)) + 1
         table = np.full(span + 1, count, np.int64)
-        table[keys[::-1] - low] = np.arange(count)[::-1]
+        table[keys - low] = np.arange(count)  # the last of equal keys counts
         wide = x.convert(dtypes.I64)
         inside = (wide >= low) & (wide < low + span)
         return as_term(b, table).take(inside.where(wide - low, span), 0)
@@ -228,5 +228,5 @@ def _code(x: Term, keys: np.ndarray, *, nan_matches: bool) -> Term:
     same = x.expand(x.rank).equals(column)
     if nan_matches and keys.dtype.kind == "f" and np.isnan(keys).any():
         same = same | (x.map("isnan").expand(x.rank) & as_term(b, np.isnan(keys)))
-    found = Term(b, b.emit("arg_reduce", same.convert(dtypes.I32).value, fn="max", axis=x.rank, last=False))
+    found = Term(b, b.emit("arg_reduce", same.convert(dtypes.I32).value, fn="max", axis=x.rank, last=True))
     return same.reduce("or", [x.rank]).where(found, count)

@@ -141,7 +141,7 @@ class Group:
         return not rest or self._root_extents(rest) == tuple(extent for extent in extents if extent != 1)
 
     def _root_extents(self, variables: list[str]) -> Shape:
-        return tuple(self.root.outputs[0].shape[int(name[1:])] for name in variables)
+        return tuple(self.root.outputs[0].shape[int(name.removeprefix("o."))] for name in variables)
 
     def _column_index(self) -> Shape:
         assert self.columns is not None
@@ -193,7 +193,7 @@ class Group:
         if node.op == "dot_general":
             self._ask(list(zip(node.inputs, self._dot_indices(node), strict=True)))
         else:
-            self._ask([(operand, iteration(operand.shape, f"w{k}_")[0]) for k, operand in enumerate(node.inputs)])
+            self._ask([(operand, iteration(operand.shape, f"w{k}")[0]) for k, operand in enumerate(node.inputs)])
 
     def _dot_indices(self, node: Node) -> list[Shape]:
         """The operands' indices; equal variables for axes that move together."""
@@ -201,12 +201,12 @@ class Group:
         for group, letter in (("batch", "b"), ("contract", "k")):
             for number, axes in enumerate(zip(*node.attrs[group], strict=True)):
                 for side, axis in enumerate(axes):
-                    names[side][axis] = f"{letter}{number}"
+                    names[side][axis] = f"{letter}.{number}"
         found = []
         for side, operand in enumerate(node.inputs):
             index: list[dims.DimLike] = []
             for axis, extent in enumerate(operand.shape):
-                name = names[side].get(axis, f"{'mn'[side]}{axis}")
+                name = names[side].get(axis, f"{'mn'[side]}.{axis}")
                 self.ranges[name] = Range(0, extent - 1)
                 index.append(0 if extent == 1 else dims.symbol(name))
             found.append(tuple(index))
@@ -236,7 +236,7 @@ class Group:
         used = dims.shape_symbols(index)
         depth = max((k + 1 for k, name in enumerate(self.variables) if name in used), default=0)
         extents = [self.ranges[name].hi + 1 for name in list(self.variables)[:depth]]
-        extents += [self.ranges[name].hi + 1 for name in used if name not in self.variables and name in self.ranges and name[0] == "c"]
+        extents += [self.ranges[name].hi + 1 for name in used if name not in self.variables and name in self.ranges and name.startswith("c.")]
         return estimate(dims.product(extents), self.symbols)
 
 

@@ -87,6 +87,19 @@ class HostedExecutable:
             raise InputError(f"the model has no output '{name}'", hint=f"it has {', '.join(names)}")
         return name
 
+    def output_shapes(self, inputs: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+        """The tensor outputs' shapes for inputs of these shapes; -1 where only a run knows."""
+        extents: dict[str, int] = {}
+        for spec in self.inputs:
+            extents.update(pair for pair in zip(spec.shape or (), inputs.get(spec.name, ()), strict=False) if isinstance(pair[0], str))
+        shapes = {spec.name: spec.shape for spec in self.outputs if spec.shape is not None}
+        return {name: tuple(d if isinstance(d, int) else extents.get(d, -1) for d in shape) for name, shape in shapes.items()}
+
+    @property
+    def shares(self) -> dict[str, tuple[str, ...]]:
+        """The inputs whose memory an output may take: none."""
+        return {}
+
     @property
     def target(self) -> str:
         """What the native segments were compiled for; empty where there is none."""

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -205,8 +205,13 @@ def compile_model(
         program = imported(model, target, shapes, options)
     if isinstance(program, Graph):
         return compile_graph(program, target, options, progress)
-    segments = [compile_graph(segment, target, options, progress) for segment in program.segments]
+    segments = [compile_graph(segment, target, _of_segment(options, k), progress) for k, segment in enumerate(program.segments)]
     return HostCompiled(program, segments, target)
+
+
+def _of_segment(options: Options, number: int) -> Options:
+    """The options with a directory of the segment's own for its IR."""
+    return options if options.dump_ir is None else replace(options, dump_ir=options.dump_ir / f"segment{number}")
 
 
 def imported(

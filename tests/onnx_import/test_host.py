@@ -167,6 +167,30 @@ def test_a_loop_over_a_sequence_whose_length_the_run_knows(count):
     assert [item.tolist() for item in result["doubled"]] == [[2 * k, -2 * k] for k in range(count)]
 
 
+def test_elements_of_a_sequence_that_a_loop_filled_have_a_rank():
+    body = h.make_graph(
+        [
+            h.make_node("SequenceAt", ["s", "k"], ["x"]),
+            h.make_node("SequenceInsert", ["made", "x"], ["longer"]),
+            h.make_node("Identity", ["go"], ["again"]),
+        ],
+        "body",
+        [h.make_tensor_value_info("k", T.INT64, []), h.make_tensor_value_info("go", T.BOOL, []), sequence_info("made", 2)],
+        [h.make_tensor_value_info("again", T.BOOL, []), sequence_info("longer", 2)],
+    )
+    nodes = [
+        h.make_node("SequenceLength", ["s"], ["length"]),
+        h.make_node("SequenceEmpty", [], ["none"]),
+        h.make_node("Loop", ["length", "", "none"], ["copied"], body=body),
+        h.make_node("SequenceAt", ["copied", "first"], ["one"]),
+        h.make_node("Softmax", ["one"], ["y"]),
+    ]
+    inputs = [sequence_info("s", 2), h.make_tensor_value_info("first", T.INT64, [])]
+    program = import_program(sequence_model(nodes, inputs, [h.make_tensor_value_info("y", T.FLOAT, [2])]))
+    result = run_program(program, {"s": [floats(3, 3), floats(0, 1)], "first": np.array(0)})
+    np.testing.assert_allclose(result["y"], [0.5, 0.5])
+
+
 def test_carried_extents_that_change_from_turn_to_turn():
     """A value that grows by one element a turn, because a sequence makes the loop run on the host."""
     body = h.make_graph(

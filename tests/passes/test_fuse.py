@@ -181,3 +181,13 @@ def test_loop_bodies_are_fused_too(n):
     fused = Fuse(named_target("x86-64-v3")).apply(graph)
     assert [node.op for node in fused.walk() if node.op in ("fused", "map")].count("fused") == 1
     assert fused_kinds(graph, x=normal(4)) == ["loop"]
+
+
+@pytest.mark.parametrize("names", [("o0", "c0"), ("crop0", "k0"), ("c1", "o1")])
+def test_extents_may_be_called_like_anything(names):
+    b = Builder()
+    b.symbols.update({name: Range() for name in names})
+    x = Term(b, b.input("x", F32, (*map(dims.symbol, names), 5)))
+    part = x.part(0, 0, dims.symbol(names[0]) - 1)
+    y = softmax(part * 0.5)
+    assert fused_kinds(b.graph([y.value], ["y"]), x=normal(3, 4, 5)) == ["rows"]
