@@ -1,7 +1,7 @@
 """A square of vectors read by columns: log2 W rounds of shuffles, each exchanging the off-diagonal blocks of half the size.
 
-    a b      a c        lane l of row r        lane r of row l
-    c d  ->  b d        with blocks of W/2, then of W/4, ... 1
+a b      a c        lane l of row r        lane r of row l
+c d  ->  b d        with blocks of W/2, then of W/4, ... 1
 """
 
 from __future__ import annotations

@@ -19,9 +19,7 @@ from tcompile.ir.ops import evaluate
 from tcompile.ir.opspec import Env
 
 
-def interpret(
-    graph: Graph, inputs: Mapping[str, np.ndarray] | Sequence[np.ndarray], *, float64: bool = False
-) -> dict[str, np.ndarray]:
+def interpret(graph: Graph, inputs: Mapping[str, np.ndarray] | Sequence[np.ndarray], *, float64: bool = False) -> dict[str, np.ndarray]:
     """The graph's outputs by name. Inputs are given by name or in order.
 
     Raises InputError for inputs that do not fit the signature, ExecutionError (naming the node) for a run that

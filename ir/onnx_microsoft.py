@@ -248,7 +248,10 @@ def dynamic_quantize_matmul(ctx: OpContext) -> Value:
 
 @onnx_op("CDist", domain=_MS)
 def pairwise_distances(ctx: OpContext) -> Value:
-    """CDist: the distance of every row of A [m, k] from every row of B [n, k], as [m, n]; differences first, so that near rows keep digits."""
+    """CDist: the distance of every row of A [m, k] from every row of B [n, k], as [m, n].
+
+    Differences come first, so that near rows keep their digits.
+    """
     metric = ctx.attr("metric", "sqeuclidean")
     if metric not in ("sqeuclidean", "euclidean"):
         ctx.fail(f"the metric {metric!r} is not supported", hint="sqeuclidean or euclidean")

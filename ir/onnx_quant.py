@@ -191,4 +191,3 @@ def _rows(ctx: OpContext, k: int, zero: int) -> Term:
 def _columns(ctx: OpContext, k: int, zero: int) -> Term:
     """The right matrix, with zero points per column."""
     return centred(ctx, k, zero, ctx.input(k).rank - 1)
-

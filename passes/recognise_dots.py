@@ -41,9 +41,7 @@ def transposed_result(node: Node, context: Context) -> Patch | None:
         return None
     a, c = dot.inputs
     b = context.build(dot)
-    return patch(
-        "transpose of a dot", b, b.emit("dot_general", c, a, batch=batch[::-1], contract=contract[::-1], dtype=dot.attrs["dtype"])
-    )
+    return patch("transpose of a dot", b, b.emit("dot_general", c, a, batch=batch[::-1], contract=contract[::-1], dtype=dot.attrs["dtype"]))
 
 
 @rule("dot_general")

@@ -75,7 +75,8 @@ def test_a_loop_runs_to_its_trip_or_its_condition(trip: int, go: bool, turns: in
 
 
 def test_a_carried_value_may_grow() -> None:
-    g = graph("""inputs %trip: i64[], %x: f32[1]
+    g = graph(
+        """inputs %trip: i64[], %x: f32[1]
     %yes: bool[] = constant {value = (true,)}
     %v: f32[z] = loop(%trip, %yes, %x) {carried = 1, trip = none, counter = "t", always = true, scans = 0, @shapes}
     region "body" {
@@ -84,7 +85,8 @@ def test_a_carried_value_may_grow() -> None:
       %d: f32[2*a] = concat(%c, %c) {axis = 0}
       return %yes2, %d
     }
-    return %v""".replace("@shapes", 'shape_symbols = ((0, 0, "a", "z"),)'))
+    return %v""".replace("@shapes", 'shape_symbols = ((0, 0, "a", "z"),)')
+    )
     assert interpret(g, [np.array(3), np.ones(1, np.float32)])["v"].shape == (8,)
 
 

@@ -33,7 +33,6 @@ def refusal(name: str) -> str | None:
     return next((reason for pattern, reason in REFUSED.items() if re.match(pattern, name)), None)
 
 
-
 @pytest.mark.parametrize("name", [name for name in node_cases() if refusal(name) is None and not RANDOM.match(name)])
 def test_gives_the_expected_result(name: str) -> None:
     run_case(node_cases()[name], atol=1e-6 if NOISY.match(name) else None)

@@ -137,6 +137,6 @@ def test_determinant(free):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("metric", ["sqeuclidean", "euclidean"])
 def test_pairwise_distances(metric, dtype, free):
-    free = {k: (0, 1)[:1] for k in range(2)} if free else {}
+    free = dict.fromkeys(range(2), (0,)) if free else {}
     operands = [normal(7, 5).astype(dtype), normal(4, 5).astype(dtype)]
     check(Single("CDist", operands, {"metric": metric}, domain="com.microsoft", free=free))

@@ -17,11 +17,11 @@ TWO = LOOP.replace("carried = 1", "carried = 2")
 SCAN = 'carried = 1, trip = 3, counter = "t", always = true, shape_symbols = ()'
 
 CASES = {
-    "x * 1 is x": (f"{X}\n{SCALAR.format('1.0')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"mul\"}}\nreturn %y", f"{X}\nreturn %x"),
-    "x + -0.0 is x": (f"{X}\n{SCALAR.format('-0.0')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"add\"}}\nreturn %y", f"{X}\nreturn %x"),
+    "x * 1 is x": (f'{X}\n{SCALAR.format("1.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "mul"}}\nreturn %y', f"{X}\nreturn %x"),
+    "x + -0.0 is x": (f'{X}\n{SCALAR.format("-0.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "add"}}\nreturn %y', f"{X}\nreturn %x"),
     "x + 0.0 stays, for it makes -0.0 into 0.0": (
-        f"{X}\n{SCALAR.format('0.0')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"add\"}}\nreturn %y",
-        f"{X}\n{SCALAR.format('0.0')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"add\"}}\nreturn %y",
+        f'{X}\n{SCALAR.format("0.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "add"}}\nreturn %y',
+        f'{X}\n{SCALAR.format("0.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "add"}}\nreturn %y',
     ),
     "a sum cannot be -0.0, so adding 0.0 to it is nothing": (
         """inputs %x: f32[12, 4]
@@ -35,28 +35,28 @@ CASES = {
         return %s""",
     ),
     "x - 2 is x + -2": (
-        f"{X}\n{SCALAR.format('2.0')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"sub\"}}\nreturn %y",
-        f"{X}\n{SCALAR.format('-2.0')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"add\"}}\nreturn %y",
+        f'{X}\n{SCALAR.format("2.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "sub"}}\nreturn %y',
+        f'{X}\n{SCALAR.format("-2.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "add"}}\nreturn %y',
     ),
     "x / 8 is x * 0.125": (
-        f"{X}\n{SCALAR.format('8.0')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"div\"}}\nreturn %y",
-        f"{X}\n{SCALAR.format('0.125')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"mul\"}}\nreturn %y",
+        f'{X}\n{SCALAR.format("8.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "div"}}\nreturn %y',
+        f'{X}\n{SCALAR.format("0.125")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "mul"}}\nreturn %y',
     ),
     "x / 3 stays, for 1/3 is not exact": (
-        f"{X}\n{SCALAR.format('3.0')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"div\"}}\nreturn %y",
-        f"{X}\n{SCALAR.format('3.0')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"div\"}}\nreturn %y",
+        f'{X}\n{SCALAR.format("3.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "div"}}\nreturn %y',
+        f'{X}\n{SCALAR.format("3.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "div"}}\nreturn %y',
     ),
     "2 * x is x * 2": (
-        f"{X}\n{SCALAR.format('2.0')}\n%y: f32[12, 4] = map(%k, %x) {{fn = \"mul\"}}\nreturn %y",
-        f"{X}\n{SCALAR.format('2.0')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"mul\"}}\nreturn %y",
+        f'{X}\n{SCALAR.format("2.0")}\n%y: f32[12, 4] = map(%k, %x) {{fn = "mul"}}\nreturn %y',
+        f'{X}\n{SCALAR.format("2.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "mul"}}\nreturn %y',
     ),
     "x ** 2 is x * x": (
-        f"{X}\n{SCALAR.format('2.0')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"pow\"}}\nreturn %y",
-        f"{X}\n%y: f32[12, 4] = map(%x, %x) {{fn = \"mul\"}}\nreturn %y",
+        f'{X}\n{SCALAR.format("2.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "pow"}}\nreturn %y',
+        f'{X}\n%y: f32[12, 4] = map(%x, %x) {{fn = "mul"}}\nreturn %y',
     ),
     "x ** -1 is 1 / x": (
-        f"{X}\n{SCALAR.format('-1.0')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"pow\"}}\nreturn %y",
-        f"{X}\n%y: f32[12, 4] = map(%x) {{fn = \"recip\"}}\nreturn %y",
+        f'{X}\n{SCALAR.format("-1.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "pow"}}\nreturn %y',
+        f'{X}\n%y: f32[12, 4] = map(%x) {{fn = "recip"}}\nreturn %y',
     ),
     "max(max(x, 0), 1) is max(x, 1)": (
         """inputs %x: f32[12]
@@ -74,7 +74,7 @@ CASES = {
         return %y""",
     ),
     "max(x, -inf) is x, NaN included": (
-        f"{X}\n{SCALAR.format('-inf')}\n%y: f32[12, 4] = map(%x, %k) {{fn = \"max\"}}\nreturn %y",
+        f'{X}\n{SCALAR.format("-inf")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "max"}}\nreturn %y',
         f"{X}\nreturn %x",
     ),
     "-(-x) is x": (

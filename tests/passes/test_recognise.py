@@ -37,9 +37,7 @@ def channel(b: Builder, array: np.ndarray, like, axis: int):
 
 
 def conv(b: Builder, x, w):
-    return b.emit(
-        "conv", x, w, strides=(1, 1), lhs_dilation=(1, 1), dilation=(1, 1), low=(1, 1), high=(1, 1), groups=1, dtype=dtypes.F32
-    )
+    return b.emit("conv", x, w, strides=(1, 1), lhs_dilation=(1, 1), dilation=(1, 1), low=(1, 1), high=(1, 1), groups=1, dtype=dtypes.F32)
 
 
 def test_batch_normalisation_folds_into_the_convolution() -> None:
