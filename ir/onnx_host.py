@@ -11,7 +11,8 @@ from tcompile.errors import Error, UnsupportedError
 from tcompile.ir.graph import Graph, Value
 from tcompile.ir.host import HostProgram
 from tcompile.ir.onnx_builder import ImportBuilder
-from tcompile.ir.onnx_host_block import HostImport, cut, outermost
+from tcompile.ir.onnx_host_block import cut
+from tcompile.ir.onnx_host_names import HostImport, outermost
 from tcompile.ir.onnx_host_ops import able, always
 from tcompile.ir.onnx_host_types import tensor, without_names
 from tcompile.ir.onnx_import import checked_opsets, import_model, model_state, raise_problems

@@ -10,89 +10,24 @@ importer cannot resolve it: then the graph is cut anew.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections import ChainMap
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 import onnx
-from onnx import TypeProto, numpy_helper
+from onnx import TypeProto
 
 from tcompile.errors import Error, InvalidModelError, UnsupportedError
 from tcompile.ir.dims import Range
-from tcompile.ir.graph import Graph, Value
-from tcompile.ir.host import Block, Constant, HostCall, NativeCall, Step
-from tcompile.ir.onnx_builder import ImportBuilder
-from tcompile.ir.onnx_context import CodedStrings, HostConstant, OptionalValue, SequenceValue, StackedSequence
+from tcompile.ir.host import Block, HostCall, NativeCall, Step
+from tcompile.ir.onnx_host_deliver import Delivery
+from tcompile.ir.onnx_host_names import HostImport, Names, Place, as_proto, constant_of
 from tcompile.ir.onnx_host_ops import able, always
-from tcompile.ir.onnx_host_types import (
-    STRING,
-    describe,
-    empty_sequence,
-    infer,
-    is_native,
-    join,
-    named_extents,
-    of_constant,
-    of_value,
-    sequence,
-    shape_of,
-    tensor,
-)
-from tcompile.ir.onnx_model import ModelFiles, read_tensor
+from tcompile.ir.onnx_host_types import describe, infer, is_native, named_extents, shape_of, tensor
 from tcompile.ir.onnx_part import GraphPart, ImportedPart, import_part, labelled
 from tcompile.ir.onnx_schema import default_attributes, uses_of
-from tcompile.ir.onnx_scope import ModelState, Problem, Scope
+from tcompile.ir.onnx_scope import ModelState
 
-_SMALL = 1024  # elements
-OURS = "tcompile"  # the domain of host ops that no ONNX operator is: Lookup, Unstack
-Known = onnx.TensorProto | np.ndarray
-Place = tuple[Any, ...]  # where a node stands: its position in its graph, after the place of the node around that
-
-
-@dataclass(eq=False)
-class HostImport:
-    """What all blocks of one import share."""
-
-    name: str
-    opsets: Mapping[str, int]
-    files: ModelFiles
-    ranges: Mapping[str, Range] = field(default_factory=dict)
-    segments: list[Graph] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    forced: set[Place] = field(default_factory=set)  # nodes that the importer could not resolve
-    failed: set[str] = field(default_factory=set)  # values that a node with a problem was to give
-
-    def scope(self) -> Scope:
-        """A scope to ask for schemas and attributes."""
-        return Scope(ModelState(self.files, {}), ImportBuilder(self.name), self.opsets)
-
-
-@dataclass(eq=False)
-class Names:
-    """What is known of the names in sight: types of run-time values, constants, and which of them a step has made."""
-
-    types: MutableMapping[str, TypeProto]
-    constants: MutableMapping[str, Known]
-    made: MutableMapping[str, bool]
-
-    def inside(self) -> Names:
-        """The names as a block inside sees them."""
-        return Names(*(ChainMap({}, *table.maps) for table in (self.types, self.constants, self.made)))
-
-    def type_of(self, name: str) -> TypeProto | None:
-        """The type of a run-time value or constant; None for a name that is not there, or failed."""
-        if name in self.types:
-            return self.types[name]
-        return of_constant(self.constants[name]) if name in self.constants else None
-
-
-def outermost() -> Names:
-    """No names yet."""
-    return Names(ChainMap({}), ChainMap({}), ChainMap({}))
+_SMALL = 1024  # elements of a constant that type inference may read
 
 
 class _MovedToHost(Exception):
@@ -102,12 +37,13 @@ class _MovedToHost(Exception):
 def cut(shared: HostImport, graph: onnx.GraphProto, names: Names, inputs: Mapping[str, TypeProto], place: Place = ()) -> tuple[Block, list]:
     """The steps of a graph, and the types of its outputs (None for one that failed: then there are problems)."""
     while True:
-        segments, problems = len(shared.segments), len(shared.problems)
+        segments, problems, failed = len(shared.segments), len(shared.problems), set(shared.failed)
         block = _Cut(shared, graph, names.inside(), place)
         try:
             return block.run(inputs)
         except _MovedToHost:
             del shared.segments[segments:], shared.problems[problems:]
+            shared.failed = failed
 
 
 class _Cut:
@@ -199,13 +135,7 @@ class _Cut:
         if chosen:
             self._segment(sorted(chosen), set(wanted))
         for name in wanted:
-            self._make_constant(name)
-
-    def _make_constant(self, name: str) -> None:
-        if name in self.names.constants and name not in self.names.made:
-            value = self.names.constants[name]
-            self.names.made[name] = True
-            self.steps.append(Constant(name, _array(value, self.scope)))
+            self.steps += self.names.missing_constant(name, self.shared.files)
 
     def _segment(self, chosen: Sequence[int], wanted: set[str]) -> None:
         nodes = [self.pending.pop(index) for index in chosen]
@@ -221,13 +151,13 @@ class _Cut:
             self._reconsider(imported, chosen)
             self.shared.failed.update(given)
             return
-        self._deliver_all(imported, outputs)
+        self._deliver(imported, outputs)
 
     def _part(self, nodes: Sequence[tuple[str, onnx.NodeProto]], given: set[str]) -> GraphPart:
         used = dict.fromkeys(name for _, node in nodes for name in uses_of(node) if name not in given)
         types = self.names.types
         infos = [onnx.ValueInfoProto(name=name, type=types[name]) for name in used if name in types]
-        constants = [_proto(name, self.names.constants[name]) for name in used if name not in types and name in self.names.constants]
+        constants = [as_proto(name, self.names.constants[name]) for name in used if name not in types and name in self.names.constants]
         return GraphPart(f"{self.shared.name}.{len(self.shared.segments)}", infos, nodes, constants)
 
     def _ranged(self, type_: TypeProto) -> list[int | str | None] | None:
@@ -255,65 +185,17 @@ class _Cut:
             raise _MovedToHost
         self.shared.problems += [problem for problem in imported.state.problems if problem not in self.shared.problems]
 
-    # What a segment gives -----------------------------------------------------------------------------
-
-    def _deliver_all(self, imported: ImportedPart, names: Sequence[str]) -> None:
-        found: dict[str, Value] = {}
-        after: list[HostCall] = []
+    def _deliver(self, imported: ImportedPart, names: Sequence[str]) -> None:
+        """Appends the call of a segment, and what makes its outputs the values of these names."""
+        delivery = Delivery(imported, self.names)
         for name in names:
-            self._deliver(imported, name, imported.scope.lookup(name), found, after)
-        if found:
-            graph = imported.graph(list(found.items()))
+            delivery.take(name, imported.scope.lookup(name))
+        if delivery.tensors:
+            graph = imported.graph(list(delivery.tensors.items()))
             inputs = tuple(value.name for value in graph.inputs)
-            self.steps.append(NativeCall(len(self.shared.segments), inputs, tuple(found)))
+            self.steps.append(NativeCall(len(self.shared.segments), inputs, tuple(delivery.tensors)))
             self.shared.segments.append(graph)
-        self.steps += after
-
-    def _deliver(self, imported: ImportedPart, name: str, item: Any, found: dict[str, Value], after: list[HostCall]) -> None:
-        """Makes an item of the importer a value of the host: tensors as outputs, and steps that put them together."""
-        types, node = self.names.types, name
-        match item:
-            case Value():
-                constant = imported.scope.builder.constant_of(item)
-                if constant is not None:
-                    self.names.constants[name] = constant
-                else:
-                    found[name], types[name] = item, of_value(item, imported.dims)
-            case SequenceValue():
-                parts = [f"{name}[{k}]" for k in range(len(item.elements))]
-                for part, element in zip(parts, item.elements, strict=True):
-                    self._deliver(imported, part, element, found, after)
-                    self._make_constant(part)
-                after.append(HostCall("SequenceConstruct", tuple(parts), (name,), node))
-                types[name] = sequence(_joined(map(self.names.type_of, parts))) if parts else empty_sequence(_number(item))
-            case StackedSequence():
-                found[f"{name}[]"] = item.stack
-                after.append(HostCall("Unstack", (f"{name}[]",), (name,), node, OURS))
-                types[name] = sequence(of_value(replace(item.stack, type=_element(item.stack)), imported.dims))
-            case CodedStrings():
-                found[f"{name}.codes"] = item.codes
-                after.append(HostCall("Lookup", (f"{name}.codes",), (name,), node, OURS, 1, {"table": list(item.table)}))
-                shape = of_value(item.codes, imported.dims)
-                shape.tensor_type.elem_type = STRING
-                types[name] = shape
-            case HostConstant():
-                self.names.constants[name] = item.array
-            case OptionalValue():
-                self._deliver_optional(imported, name, item, found, after)
-            case _:
-                raise UnsupportedError(f"the value {name} is of a kind that no other segment can take")
-
-    def _deliver_optional(self, imported: ImportedPart, name: str, item: OptionalValue, found: dict, after: list[HostCall]) -> None:
-        """At run time an optional is its element, or None."""
-        if item.element is not None:
-            self._deliver(imported, name, item.element, found, after)
-            element = self.names.type_of(name)
-        else:
-            after.append(HostCall("Optional", (), (name,), name))
-            element = TypeProto()  # nothing tells it
-        optional = TypeProto()
-        optional.optional_type.elem_type.CopyFrom(element)
-        self.names.types[name] = optional
+        self.steps += delivery.after
 
     # Host steps ---------------------------------------------------------------------------------------
 
@@ -354,7 +236,7 @@ class _Cut:
         given = {**(default_attributes(schema) if schema else {}), **self.scope.attributes_of(node)}
         attributes = {name: self.scope.attribute_value(value) for name, value in given.items()}
         operands = {name: self.names.type_of(name) for name in node.input if name}
-        constants = {name: _proto(name, self.names.constants[name]) for name in operands if self._is_small_constant(name)}
+        constants = {name: as_proto(name, self.names.constants[name]) for name in operands if self._is_small_constant(name)}
         types = infer(node, schema, operands, constants, self.shared.opsets)
         outputs = tuple(name or None for name in node.output)
         for name in filter(None, outputs):
@@ -387,53 +269,3 @@ class _Cut:
         self.scope.state.problems.clear()
         self.scope.note(node, label, (), error)
         self.shared.problems += [problem for problem in self.scope.state.problems if problem not in self.shared.problems]
-
-
-def _joined(types: Iterable[TypeProto]) -> TypeProto:
-    return functools.reduce(join, types)
-
-
-def _number(item: SequenceValue) -> int:
-    """ONNX's number of a sequence's element type: f32 where nothing tells it, as in SequenceEmpty."""
-    return onnx.TensorProto.FLOAT if item.dtype is None else item.dtype.onnx
-
-
-def _element(stack: Value) -> Any:
-    return replace(stack.type, shape=stack.shape[1:])
-
-
-def constant_of(node: onnx.NodeProto) -> Known | None:
-    """The tensor of a Constant node; None where only the importer reads it (sparse tensors, references)."""
-    (attribute,) = node.attribute if len(node.attribute) == 1 else (onnx.AttributeProto(),)
-    if attribute.ref_attr_name:
-        return None
-    match attribute.name:
-        case "value":
-            return attribute.t
-        case "value_float" | "value_floats":
-            return np.array(attribute.f if attribute.name == "value_float" else list(attribute.floats), np.float32)
-        case "value_int" | "value_ints":
-            return np.array(attribute.i if attribute.name == "value_int" else list(attribute.ints), np.int64)
-        case "value_string" | "value_strings":
-            texts = attribute.s.decode("utf-8", "replace") if attribute.name == "value_string" else [s.decode() for s in attribute.strings]
-            return np.array(texts, object)
-    return None
-
-
-def _proto(name: str, value: Known) -> onnx.TensorProto:
-    """A constant as an initializer of that name."""
-    if isinstance(value, onnx.TensorProto) and value.name == name:
-        return value
-    if isinstance(value, onnx.TensorProto):
-        named = onnx.TensorProto()
-        named.CopyFrom(value)
-        named.name = name
-        return named
-    return numpy_helper.from_array(value, name)
-
-
-def _array(value: Known, scope: Scope) -> np.ndarray:
-    """A constant as an array; strings as objects."""
-    if isinstance(value, np.ndarray):
-        return value
-    return np.asarray(read_tensor(value, scope.state.files))

@@ -9,7 +9,8 @@ from onnx import TypeProto
 
 from tcompile.errors import UnsupportedError
 from tcompile.ir.host import Branch, ForEach, Repeat, Step
-from tcompile.ir.onnx_host_block import HostImport, Names, Place, cut
+from tcompile.ir.onnx_host_block import cut
+from tcompile.ir.onnx_host_names import HostImport, Names, Place
 from tcompile.ir.onnx_host_types import BOOL, INT64, element_of, join, sequence, stacked, tensor, without_names
 
 _MAX_ROUNDS = 16

@@ -102,7 +102,7 @@ def tokenizer(inputs: list[Any], node: HostNode) -> np.ndarray:
     """Tokenizer (com.microsoft 1): [C] or [N, C] to tokens along a new last axis, filled up with ``pad_value``."""
     x = inputs[0]
     rows = [[token for token in _tokens(text, node) if len(token) >= node.get("mincharnum", 1)] for text in x.flat]
-    if node.get("mark", 0):
+    if node.get("mark", 0) and any(rows):  # nothing to mark where there is no token at all
         rows = [["\x02", *row, "\x03"] for row in rows]
     width = max(map(len, rows), default=0)
     padded = [token for row in rows for token in row + [node.get("pad_value", "#")] * (width - len(row))]

@@ -11,6 +11,8 @@ from tcompile.errors import InvalidModelError, UnsupportedError
 from tcompile.ir.graph import Graph
 from tcompile.ir.host import HostCall, HostProgram, NativeCall
 from tcompile.ir.onnx_host import check_program, import_program
+from tcompile.ir.onnx_host_ops import ALWAYS, MOVING, RESOLVED
+from tcompile.runtime.host_ops import registered
 from tests.onnx_import.hosted import run_program
 
 ML = '"ai.onnx.ml" : 4'
@@ -244,6 +246,10 @@ def test_functions_of_the_model_are_cut_too():
     }"""
     program = program_of(body, f'"" : 21, "local" : 1, {ML}')
     assert run_program(program, {"a": strings("x", "z")})["y"].tolist() == [-5, 1]
+
+
+def test_the_runtime_has_every_host_op_that_the_importer_knows():
+    assert registered() == ALWAYS | RESOLVED | MOVING | {("tcompile", "Lookup"), ("tcompile", "Unstack")}
 
 
 # What is refused ------------------------------------------------------------------------------------------------
