@@ -137,7 +137,7 @@ class Calls:
         text.branch(self.profiled(), marked, go)
         text.line(f"call void @tc_mark(ptr %frame, i64 {self.calls})")
         text.start(go)
-        if not is_copy(call.kernel):
+        if not is_copy(call.kernel, _one_pitch(call)):
             self._launch(call)
         elif not self.plan.same_place(*call.buffers):
             self._launch_apart(call)
@@ -147,8 +147,12 @@ class Calls:
         """Runs a copy, unless the caller gave one memory for what is copied and where to."""
         text = self.text
         apart, done = text.label("apart"), text.label("done")
-        source, target = map(self.address, call.buffers)
-        text.branch(text.value(f"icmp ne ptr {source}, {target}"), apart, done)
+        differs = text.value(f"icmp ne ptr {', '.join(map(self.address, call.buffers))}")
+        for dim, other in _one_pitch(call).items():
+            mine = text.dim(dict(zip(call.kernel.dims, call.dims, strict=True))[dim])
+            theirs = text.dim(dims.substitute(other, dict(zip(call.kernel.dims, call.dims, strict=True))))
+            differs = text.value(f"or i1 {differs}, {text.value(f'icmp ne i64 {mine}, {theirs}')}")
+        text.branch(differs, apart, done)
         self._launch(call)
         text.start(done)
 
@@ -226,6 +230,16 @@ class Calls:
                 return None
             size = parts[0] * high + parts[1]
         return None
+
+
+def _one_pitch(call: Call) -> dict[str, DimLike]:
+    """The dims of a copy's kernel that are equal where its operand and result lie in one array: their pitches."""
+    pitches = [buffer.pitch.symbol for buffer in call.buffers if buffer.pitch is not None]
+    if len(call.buffers) != 2 or len(pitches) != 2:
+        return {}
+    names = {str(value): name for name, value in zip(call.kernel.dims, call.dims, strict=True)}
+    past, present = (names.get(pitch) for pitch in pitches)
+    return {present: dims.symbol(past)} if past and present else {}
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from tcompile.errors import Error
 from tcompile.ir.dims import Call, Dim, DimLike, Symbol
 
 ABI_VERSION = 1
-_UNBOUNDED = 0xFFFFFFFF
+_UNBOUNDED = _NO_PITCH = 0xFFFFFFFF
 _HEAD = struct.Struct("<8s6I4Q2q32s32s")
 _TABLE = struct.Struct("<II")
 _EXTENT, _TERM = struct.Struct("<IIqII"), struct.Struct("<IIq")
-_SYMBOL, _TENSOR, _WEIGHT = struct.Struct("<IIII"), struct.Struct("<IIIIII"), struct.Struct("<IIQQ")
+_SYMBOL, _TENSOR, _WEIGHT = struct.Struct("<IIII"), struct.Struct("<IIIIIIII"), struct.Struct("<IIQQ")
 _SITE, _NOTE, _NAME, _SHARE = struct.Struct("<IIII"), struct.Struct("<II"), struct.Struct("<I"), struct.Struct("<II")
 _TABLES = (
     "strings", "features", "symbols", "extents", "terms", "inputs", "outputs", "weights", "calls", "requirements", "sources", "notes",
@@ -156,7 +156,8 @@ def encode(signature: Signature, content: Content) -> bytes:
 
 def _tensor(writer: _Writer, tensor: Tensor) -> bytes:
     shape = writer.shape(tensor.shape)
-    return _TENSOR.pack(writer.text(tensor.name), tensor.dtype.onnx, tensor.dtype.bytes, len(tensor.shape), shape, tensor.growing)
+    pitch = (tensor.pitch.axis, writer.numbers[tensor.pitch.symbol]) if tensor.pitch else (_NO_PITCH, 0)
+    return _TENSOR.pack(writer.text(tensor.name), tensor.dtype.onnx, tensor.dtype.bytes, len(tensor.shape), shape, tensor.growing, *pitch)
 
 
 def _site(writer: _Writer, site: Site) -> bytes:

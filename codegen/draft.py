@@ -13,7 +13,8 @@ from tcompile.codegen.access import ravel
 from tcompile.codegen.in_place import in_place_pairs
 from tcompile.codegen.inline import Element, Inliner, Source, Stored
 from tcompile.codegen.nest import Nest
-from tcompile.ir.dims import DimLike, Ranges, Shape
+from tcompile.errors import InvalidModelError
+from tcompile.ir.dims import DimLike, Ranges, Shape, product
 from tcompile.ir.graph import Node, Value
 from tcompile.ir.loops import Access, Expr, Kernel, Param
 
@@ -23,11 +24,18 @@ class Scope:
     """What a lowering may know of its surroundings.
 
     ``scalars`` holds the producers of operands that are worth repeating in every kernel: constants of one element
-    and dims.
+    and dims. ``storage`` is the shape of memory where it is not the value's; ``one_pitch`` the symbols in it that are equal to
+    others where two values are in place (``codegen/pitch.py``).
     """
 
     ranges: Ranges = field(default_factory=dict)
     scalars: Mapping[Value, Node] = field(default_factory=dict)
+    storage: Mapping[Value, Shape] = field(default_factory=dict)
+    one_pitch: Mapping[str, DimLike] = field(default_factory=dict)
+
+    def shape(self, value: Value) -> Shape:
+        """The shape that a value's memory is addressed by."""
+        return self.storage.get(value, value.shape)
 
 
 class Draft:
@@ -49,11 +57,13 @@ class Draft:
         return self._operands.get(value, value)
 
     def read(self, value: Value) -> str:
-        """The name of the parameter that holds a value."""
+        """The name of the parameter that holds a value, for loads at its row-major positions."""
+        self._without_gaps(self.operand(value))
         return self._param(self.operand(value), Access.IN)
 
     def write(self, value: Value, access: Access = Access.OUT) -> str:
-        """The name of the parameter that receives a value."""
+        """The name of the parameter that receives a value, for stores at its row-major positions."""
+        self._without_gaps(value)
         return self._param(value, access)
 
     def element(self, value: Value, indices: Shape, guard: Expr | None = None) -> Expr:
@@ -66,27 +76,32 @@ class Draft:
 
     def store(self, value: Value, indices: Shape, element: Expr) -> None:
         """Writes one element of an output."""
-        self.nest.store(self.write(value), ravel(indices, value.shape), element)
+        self.nest.store(self._param(value, Access.OUT), ravel(indices, self.scope.shape(value)), element)
 
     def finish(self) -> tuple[Kernel, tuple[Value, ...]]:
         """The kernel, inputs before outputs, and the values its parameters stand for."""
         entries = sorted(self._params.items(), key=lambda item: item[1].access is not Access.IN)
         params, body = tuple(param for _, param in entries), self.nest.block()
         once = [self._params[value].name for value in self.written_once if value in self._params]
-        aliases = in_place_pairs(params, body, self.nest.independent, once)
+        aliases = in_place_pairs(params, body, self.nest.independent, once, self.scope.one_pitch)
         kernel = Kernel(self.name, params, (), body, aliases, self.flops, self.tags)
         return kernel, tuple(value for value, _ in entries)
 
     def _param(self, value: Value, access: Access) -> str:
         if value not in self._params:
-            self._params[value] = Param(self.nest.fresh("p"), value.dtype, (value.type.size,), access)
+            self._params[value] = Param(self.nest.fresh("p"), value.dtype, (product(self.scope.shape(value)),), access)
         return self._params[value].name
 
     def _source(self, value: Value) -> Source:
         operand = self.operand(value)
         if operand is not value and operand in self.scope.scalars:
             return _Elsewhere(lambda at, guard: self.inliner.value(operand, at, guard))
-        return Stored(self.read(operand), operand)
+        return Stored(self._param(operand, Access.IN), operand, self.scope.shape(operand))
+
+    def _without_gaps(self, value: Value) -> None:
+        if value in self.scope.storage:
+            message = f"{self.name} addresses {value.name} by position, but its memory has gaps"
+            raise InvalidModelError(message, hint="use element and store")
 
 
 class _Elsewhere:

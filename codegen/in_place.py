@@ -15,14 +15,14 @@ element is the same iteration. This holds in whatever order the iterations run, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tcompile.ir import dims
-from tcompile.ir.dims import Range, Shape
-from tcompile.ir.loops import Access, Block, For, Kernel, Load, Param, Stmt, Store, While
+from tcompile.ir.dims import DimLike, Range, Shape
+from tcompile.ir.loops import Access, Block, Check, For, Kernel, Load, Param, Stmt, Store, While
 from tcompile.ir.loops_evaluate import postorder
-from tcompile.ir.loops_interpret import blocks, expressions
+from tcompile.ir.loops_interpret import blocks, expressions, walk
 
 Pair = tuple[int, int]
 
@@ -44,6 +44,7 @@ class _Site:
     """An access, and the statements around it, the outermost first; the last is its own."""
 
     access: Load | Store
+    indices: Shape
     path: tuple[_Step, ...]
 
     @property
@@ -51,13 +52,19 @@ class _Site:
         return [step.stmt for step in self.path if isinstance(step.stmt, For)]
 
 
-def in_place_pairs(params: Sequence[Param], body: Block, independent: Iterable[str], once: Iterable[str] = ()) -> tuple[Pair, ...]:
+def in_place_pairs(
+    params: Sequence[Param],
+    body: Block,
+    independent: Iterable[str],
+    once: Iterable[str] = (),
+    equal: Mapping[str, DimLike] | None = None,
+) -> tuple[Pair, ...]:
     """The legal pairs of parameter positions.
 
     ``independent``: loop variables whose iterations write different elements; ``once``: results of which the builder
-    knows that no element is written twice.
+    knows that no element is written twice. ``equal``: what symbols are wherever a pair is one buffer.
     """
-    sites = list(_sites(body, ()))
+    sites = list(_sites(body, (), equal or {}))
     if any(isinstance(step.stmt, While) for site in sites for step in site.path):
         return ()
     single, known = frozenset(independent), frozenset(once)
@@ -72,15 +79,22 @@ def in_place_pairs(params: Sequence[Param], body: Block, independent: Iterable[s
     return tuple(found)
 
 
-def is_copy(kernel: Kernel) -> bool:
-    """Whether a kernel only moves each element of its operand to the same place of its result: in place, it does nothing."""
-    stores = [site.access for site in _sites(kernel.body, ()) if isinstance(site.access, Store)]
-    return len(kernel.params) == 2 and kernel.aliases == ((0, 1),) and all(_moves(store, kernel.params[0].name) for store in stores)
+def is_copy(kernel: Kernel, equal: Mapping[str, DimLike] | None = None) -> bool:
+    """Whether a kernel only moves each element of its operand to the same place of its result: in place, it does nothing.
+
+    ``equal``: what dims of the kernel are then.
+    """
+    if len(kernel.params) != 2 or kernel.aliases != ((0, 1),) or any(isinstance(stmt, Check) for stmt in walk(kernel.body)):
+        return False
+    stores = [stmt for stmt in walk(kernel.body) if isinstance(stmt, Store)]
+    return all(_moves(store, kernel.params[0].name, equal or {}) for store in stores)
 
 
-def _moves(store: Store, operand: str) -> bool:
+def _moves(store: Store, operand: str, equal: Mapping[str, DimLike]) -> bool:
     value = store.value
-    return isinstance(value, Load) and value.buffer == operand and value.indices == store.indices and value.mask is None
+    if not isinstance(value, Load) or value.buffer != operand or value.mask is not None:
+        return False
+    return _under(value.indices, equal) == _under(store.indices, equal)
 
 
 def _written_once(stores: list[_Site], independent: frozenset[str]) -> bool:
@@ -99,12 +113,12 @@ def _followed_by(load: _Site, store: _Site) -> bool:
     common = sum(1 for _ in _common(load.path, store.path))
     before, after = load.path[common:], store.path[common:]
     if not before or not after:
-        return not before and not after and load.access.indices == store.access.indices
+        return not before and not after and load.indices == store.indices
     if before[0].position >= after[0].position or not all(isinstance(step.stmt, For) for step in after[:-1]):
         return False
     mine = [step.stmt for step in before if isinstance(step.stmt, For)]
     theirs = [step.stmt for step in after if isinstance(step.stmt, For)]
-    return len(mine) == len(theirs) and _same_map(mine, load.access.indices, theirs, store.access.indices)
+    return len(mine) == len(theirs) and _same_map(mine, load.indices, theirs, store.indices)
 
 
 def _common(a: tuple[_Step, ...], b: tuple[_Step, ...]) -> Iterator[None]:
@@ -134,13 +148,17 @@ class _NothingKnown(dict):
 _NOTHING_KNOWN = _NothingKnown()
 
 
-def _sites(block: Block, around: tuple[_Step, ...]) -> Iterator[_Site]:
+def _sites(block: Block, around: tuple[_Step, ...], equal: Mapping[str, DimLike]) -> Iterator[_Site]:
     for position, stmt in enumerate(block):
         path = (*around, _Step(position, stmt))
         for expr in postorder(*expressions(stmt)):
             if isinstance(expr, Load):
-                yield _Site(expr, path)
+                yield _Site(expr, _under(expr.indices, equal), path)
         if isinstance(stmt, Store):
-            yield _Site(stmt, path)
+            yield _Site(stmt, _under(stmt.indices, equal), path)
         for branch, nested in enumerate(blocks(stmt)):
-            yield from _sites(nested, (*around, _Step(position, stmt, branch)))
+            yield from _sites(nested, (*around, _Step(position, stmt, branch)), equal)
+
+
+def _under(indices: Shape, equal: Mapping[str, DimLike]) -> Shape:
+    return tuple(dims.substitute(index, equal, _NOTHING_KNOWN) for index in indices) if equal else indices

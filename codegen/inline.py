@@ -32,16 +32,22 @@ class Source(Protocol):
 
 
 class Stored:
-    """A value that lies in a buffer, declared flat."""
+    """A value that lies in a buffer, declared flat; ``storage`` is the shape that the buffer is addressed by."""
 
-    def __init__(self, buffer: str, value: Value, offset: DimLike = 0) -> None:
-        self.buffer, self.value, self.offset = buffer, value, offset
+    def __init__(self, buffer: str, value: Value, storage: Shape | None = None) -> None:
+        self.buffer, self.value = buffer, value
+        self.storage = value.shape if storage is None else storage
+
+    @property
+    def has_gaps(self) -> bool:
+        return self.storage != self.value.shape
 
     def at(self, indices: Shape, guard: Expr | None) -> Expr:
-        return self.flat(ravel(indices, self.value.shape), guard)
+        return Load(self.buffer, (ravel(indices, self.storage),), self.value.dtype, guard)
 
     def flat(self, index: DimLike, guard: Expr | None) -> Expr:
-        return Load(self.buffer, (index + self.offset,), self.value.dtype, guard)
+        """The element at a row-major position; the buffer must have no gaps."""
+        return Load(self.buffer, (index,), self.value.dtype, guard)
 
 
 class Bound:
@@ -93,7 +99,7 @@ class Inliner:
     def flat(self, value: Value, position: DimLike, guard: Expr | None = None) -> Expr:
         """The element at a row-major position: a reshape of a buffer costs no division."""
         source = self._source(value)
-        if isinstance(source, Stored):
+        if isinstance(source, Stored) and not source.has_gaps:
             return self._shared((value, position, id(guard)), guard, lambda: source.flat(position, guard))
         node = self.producers.get(value) if source is None else None
         if node is not None and node.op == "reshape":

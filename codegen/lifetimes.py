@@ -39,15 +39,16 @@ def handovers(program: Program) -> Iterator[tuple[Buffer, Buffer]]:
 
 
 def shared(program: Program) -> Iterator[tuple[int, int]]:
-    """(output, input) positions that may be one memory: the input is read for the last time before the output is written,
-    or is handed over to it. Outputs of which only the run knows the shape are not among them."""
+    """(output, input) positions that may be one memory: the input is handed over to the output (these pairs come first), or
+    is read for the last time before the output is written. Outputs of which only the run knows the shape are not among them.
+    """
     lives = _lives(_walked(program))
     given = set(handovers(program))
     entry = set(program.entry_symbols)
     for k, output in enumerate(program.outputs):
         if output.role is not Role.OUTPUT or output not in lives or not dims.shape_symbols(output.shape) <= entry:
             continue
-        for i, operand in enumerate(program.inputs):
+        for i, operand in sorted(enumerate(program.inputs), key=lambda item: (item[1], output) not in given):
             ends = lives[operand].end if operand in lives else -1
             if operand.dtype == output.dtype and (ends < lives[output].start or (operand, output) in given):
                 yield k, i

@@ -12,10 +12,12 @@ from dataclasses import replace
 
 from tcompile.codegen.lower_checks import requirements
 from tcompile.codegen.lower_state import State
+from tcompile.codegen.pitch import caches, storage
 from tcompile.errors import UnsupportedError
 from tcompile.ir import dims
+from tcompile.ir.dims import Range
 from tcompile.ir.graph import Graph, Node, Value
-from tcompile.ir.program import BindDim, Buffer, Call, Program, Require, Role
+from tcompile.ir.program import BindDim, Buffer, Call, Pitch, Program, Require, Role
 from tcompile.ir.target import Target
 from tcompile.ir.verify import bound_symbols
 
@@ -35,11 +37,15 @@ class _Lowering:
 
     def program(self) -> Program:
         graph, state = self.graph, self.state
-        inputs = tuple(Buffer(state.name(value.name), value.dtype, value.shape, Role.INPUT) for value in graph.inputs)
+        pitches = self._pitches()
+        inputs = tuple(
+            Buffer(state.name(value.name), value.dtype, value.shape, Role.INPUT, pitch=pitches.get(value)) for value in graph.inputs
+        )
         state.buffers.update(zip(graph.inputs, inputs, strict=True))
         names = graph.output_names or tuple(value.name for value in graph.outputs)
         outputs = tuple(
-            Buffer(state.name(name), value.dtype, value.shape, Role.OUTPUT) for name, value in zip(names, graph.outputs, strict=True)
+            Buffer(state.name(name), value.dtype, value.shape, Role.OUTPUT, pitch=pitches.get(value))
+            for name, value in zip(names, graph.outputs, strict=True)
         )
         state.homes.update(homes(graph, outputs))
         lower_nodes(graph, state)
@@ -49,6 +55,20 @@ class _Lowering:
                 state.allocate(buffer)
                 state.copy(buffer, source, value.type.size)
         return Program(graph.name, inputs, outputs, tuple(names), state.body(), state.symbols, state.entry)
+
+    def _pitches(self) -> dict[Value, Pitch]:
+        """The pitches of caches. Arrays of one length along the axis share a symbol: those of past, and those of present."""
+        state, symbols, found = self.state, {}, {}
+        for cache in caches(self.graph):
+            for value in (cache.past, cache.present):
+                extent = value.shape[cache.axis]
+                if extent not in symbols:
+                    symbols[extent] = state.symbol("pitch", Range(extent, None))
+                    state.entry += (symbols[extent],)
+                found[value] = Pitch(cache.axis, symbols[extent])
+                state.storage[value] = storage(value, cache.axis, symbols[extent])
+            state.one_pitch[found[cache.present].symbol] = dims.symbol(found[cache.past].symbol)
+        return found
 
 
 def homes(graph: Graph, wanted: tuple[Buffer, ...]) -> dict[Value, Buffer]:
@@ -122,6 +142,9 @@ def lower_node(node: Node, state: State) -> None:
 def _view(node: Node, state: State) -> None:
     """The operand's own elements; of a constant or dim its own buffer, since the shape is of no matter to kernels."""
     (source,) = node.inputs
+    if source in state.storage:  # its memory has gaps
+        _run(node, state)
+        return
     if source in state.constants and state.constants[source].size == 1 and node.output.type.is_static:
         array = state.constants[source].reshape(node.output.shape)
         state.constants[node.output] = array
@@ -159,6 +182,8 @@ def _unfused(node: Node, state: State) -> None:
     for inside, outside in zip(region.inputs, node.inputs, strict=True):
         alias(inside, outside, state)
     for value, outer in zip(region.outputs, node.outputs, strict=True):
+        if outer in state.storage:
+            state.storage[value] = state.storage[outer]
         if outer in state.homes:
             state.homes.update(homes(replace(region, outputs=(value,)), (state.homes[outer],)))
     lower_nodes(region, state)
@@ -174,3 +199,5 @@ def alias(inside: Value, outside: Value, state: State) -> None:
         state.constants[inside] = state.constants[outside]
     elif outside not in state.scalars:
         state.buffers[inside] = state.location(outside)
+        if outside in state.storage:
+            state.storage[inside] = state.storage[outside]

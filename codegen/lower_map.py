@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tcompile.codegen.access import ravel, reshaped
+from tcompile.codegen.access import reshaped
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import index_value
 from tcompile.ir import dims
@@ -43,7 +43,7 @@ def _group(node: Node, pairs: Sequence[Pair], producers: Mapping[Value, Node], s
     axis, extents = parts
     starts = [sum(extents[:k], 0) for k in range(len(extents))]
     pieces = [(start, extent) for start, extent in zip(starts, extents, strict=True) if extent != 0]
-    if product(shape[:axis]) == 1:
+    if product(shape[:axis]) == 1 or any(output in scope.storage for output, _ in pairs):
         return [_pieces(node, pairs, shape, axis, [piece], scope) for piece in pieces]
     return [_pieces(node, pairs, shape, axis, pieces, scope)]
 
@@ -102,7 +102,7 @@ def _store(draft: Draft, pairs: Sequence[Pair], at: Shape, shape: Shape) -> None
         indices = at if value.shape == shape else reshaped(at, shape, value.shape, draft.nest.ranges)
         elements.append((output, draft.element(value, indices)))
     for output, element in elements:
-        draft.nest.store(draft.write(output), ravel(at, shape), element)
+        draft.store(output, at if output.shape == shape else reshaped(at, shape, output.shape, draft.nest.ranges), element)
 
 
 def parts_of(value: Value, producers: Mapping[Value, Node]) -> Parts | None:

@@ -34,6 +34,8 @@ class State:
         for name in self.entry:
             self.symbols.setdefault(name, Range())
         self.buffers: dict[Value, Buffer] = {}
+        self.storage: dict[Value, dims.Shape] = {}  # of caches: see codegen/pitch.py
+        self.one_pitch: dict[str, DimLike] = {}
         self.homes: dict[Value, Buffer] = {}  # where a value is wanted, so that its kernel writes it there
         self.scalars: dict[Value, Node] = {}
         self.constants: dict[Value, np.ndarray] = {}
@@ -46,7 +48,7 @@ class State:
 
     @property
     def scope(self) -> Scope:
-        return Scope(self.symbols, self.scalars)
+        return Scope(self.symbols, self.scalars, self.storage, self.one_pitch)
 
     # Instructions -------------------------------------------------------------------------------------
 

@@ -57,6 +57,8 @@ class NodeKey:
         number = self._numbers[value] = len(self.values)
         self.values.append(value)
         text = f"v{number}:{value.dtype}[{self._format(value.shape)}]"
+        if value in self.scope.storage:
+            text += f" in {self._format(self.scope.storage[value])}"
         scalar = self.scope.scalars.get(value)
         if scalar is None:
             return text

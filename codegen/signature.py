@@ -15,7 +15,7 @@ from tcompile.errors import UnsupportedError
 from tcompile.ir import dims
 from tcompile.ir.dims import Dim, DimLike
 from tcompile.ir.dtypes import DType, from_numpy
-from tcompile.ir.program import BindDim, Buffer, Call, If, Instruction, Loop, Program, Require, Role
+from tcompile.ir.program import BindDim, Buffer, Call, If, Instruction, Loop, Pitch, Program, Require, Role
 
 WEIGHT_ALIGN = 64
 
@@ -31,12 +31,13 @@ class Symbol:
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output. ``growing``: an output whose shape only the run knows."""
+    """An input or output. ``growing``: an output whose shape only the run knows. ``pitch``: where its memory may have gaps."""
 
     name: str
     dtype: DType
     shape: tuple[DimLike, ...]
     growing: bool = False
+    pitch: Pitch | None = None
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,9 @@ def place_weights(buffers: Iterable[Buffer]) -> tuple[Weight, ...]:
 
 def signature(program: Program) -> Signature:
     """The signature of a program. Raises UnsupportedError where no input axis gives an entry symbol alone."""
-    inputs = tuple(Tensor(buffer.name, buffer.dtype, buffer.shape) for buffer in program.inputs)
-    _require_plain_uses(program.entry_symbols, inputs)
+    inputs = tuple(Tensor(buffer.name, buffer.dtype, buffer.shape, pitch=buffer.pitch) for buffer in program.inputs)
+    pitches = {buffer.pitch.symbol for buffer in (*program.inputs, *program.outputs) if buffer.pitch is not None}
+    _require_plain_uses([name for name in program.entry_symbols if name not in pitches], inputs)
     return Signature(
         name=program.name,
         symbols=tuple(_symbol(program, name) for name in symbol_order(program)),
@@ -138,7 +140,7 @@ def _symbol(program: Program, name: str) -> Symbol:
 
 def _output(program: Program, buffer: Buffer, name: str) -> Tensor:
     growing = buffer.role is Role.GROWING or not dims.shape_symbols(buffer.shape) <= set(program.entry_symbols)
-    return Tensor(name, buffer.dtype, buffer.shape, growing)
+    return Tensor(name, buffer.dtype, buffer.shape, growing, buffer.pitch)
 
 
 def _flops(call: Call) -> DimLike:
@@ -152,7 +154,7 @@ def _requirement(instruction: BindDim | Require) -> Site:
     return Site(f"{instruction.symbol} in {low}..{'' if high is None else high}", instruction.source)
 
 
-def _require_plain_uses(symbols: tuple[str, ...], inputs: tuple[Tensor, ...]) -> None:
+def _require_plain_uses(symbols: Iterable[str], inputs: tuple[Tensor, ...]) -> None:
     plain = {str(extent) for tensor in inputs for extent in tensor.shape if isinstance(extent, Dim)}
     for name in symbols:
         if name not in plain:

@@ -27,6 +27,14 @@ class Role(StrEnum):
     GROWING = "growing"  # a block of its own that the host grows: the shape depends on symbols bound by the run
 
 
+@dataclass(frozen=True)
+class Pitch:
+    """A symbol, at least the axis' extent, that memory is addressed by in its place: the rows behind the extent are others'."""
+
+    axis: int
+    symbol: str
+
+
 @dataclass(frozen=True, eq=False)
 class Buffer:
     """Row-major memory of ``shape`` elements; compared by identity."""
@@ -36,6 +44,7 @@ class Buffer:
     shape: Shape
     role: Role
     value: np.ndarray | None = None  # of a WEIGHT
+    pitch: Pitch | None = None  # of an INPUT or OUTPUT
 
 
 @dataclass(frozen=True, eq=False)

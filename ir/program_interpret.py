@@ -45,6 +45,9 @@ class _Run:
     def __init__(self, program: Program, arrays: Sequence[np.ndarray]) -> None:
         values = tuple(Value(buffer.name, TensorType(buffer.dtype, buffer.shape)) for buffer in program.inputs)
         self.env = bind_symbols(Graph(program.name, values, (), [], program.symbols), arrays)
+        for buffer in (*program.inputs, *program.outputs):  # arrays here have no gaps
+            if buffer.pitch is not None:
+                self.env[buffer.pitch.symbol] = max(self.value(buffer.shape[buffer.pitch.axis]), self.env.get(buffer.pitch.symbol, 0))
         self.memory: dict[Buffer, np.ndarray] = {
             buffer: np.ascontiguousarray(array).reshape(-1) for buffer, array in zip(program.inputs, arrays, strict=True)
         }

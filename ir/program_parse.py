@@ -14,7 +14,7 @@ from tcompile.ir import dims, dtypes
 from tcompile.ir.dims import DimLike, Range
 from tcompile.ir.loops import Kernel
 from tcompile.ir.loops_parse import parse_kernel
-from tcompile.ir.program import Allocate, BindDim, Buffer, Call, Copy, If, Instruction, Loop, Program, Require, Role, SetDim
+from tcompile.ir.program import Allocate, BindDim, Buffer, Call, Copy, If, Instruction, Loop, Pitch, Program, Require, Role, SetDim
 
 T = TypeVar("T")
 _NAME = re.compile(r'"(?:[^"\\]|\\.)*"|[\w./~-]+(?::[\w./~-]+)*', re.ASCII)
@@ -166,8 +166,9 @@ class _Parser:
         dtype = dtypes.BY_NAME[line.name()]
         line.expect("[")
         shape = line.list("]", lambda: line.dim(",", "]"))
+        pitch = Pitch(int(line.name()), line.name()) if line.take("pitch ") else None
         if name not in self.buffers:  # an output may be listed twice under two names
-            self.buffers[name] = Buffer(name, dtype, shape, role, self.weights[name] if role is Role.WEIGHT else None)
+            self.buffers[name] = Buffer(name, dtype, shape, role, self.weights[name] if role is Role.WEIGHT else None, pitch)
         return self.buffers[name]
 
     def _declaration(self, line: _Line, symbols: dict[str, Range], entry: list[str], notes: dict[str, str]) -> bool:

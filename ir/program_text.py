@@ -87,7 +87,8 @@ def _head(program: Program) -> str:
 
 
 def _declared(buffer: Buffer) -> str:
-    return f"{plain(buffer.name)}: {buffer.dtype}[{', '.join(map(str, buffer.shape))}]"
+    pitch = "" if buffer.pitch is None else f" pitch {buffer.pitch.axis} {buffer.pitch.symbol}"
+    return f"{plain(buffer.name)}: {buffer.dtype}[{', '.join(map(str, buffer.shape))}]{pitch}"
 
 
 def _range(known: Range) -> str:

@@ -32,7 +32,7 @@ class Tensor(ctypes.Structure):
 
     _fields_ = (
         ("name", c_char_p), ("extents", POINTER(Extent)), ("dtype", c_int32), ("rank", c_int32),
-        ("element_bytes", c_int32), ("growing", c_int32),
+        ("element_bytes", c_int32), ("growing", c_int32), ("pitch_axis", c_int32), ("pitch_symbol", c_int32),
     )  # fmt: skip
 
 
@@ -106,6 +106,7 @@ _FUNCTIONS = {
     "tc_default_threads": (c_int32,),
     "tc_session_new": (c_void_p, c_void_p, c_void_p),
     "tc_session_free": (None, c_void_p),
+    "tc_session_set_pitch": (c_int32, c_void_p, c_int32, c_int64),
     "tc_session_prepare": (c_int32, c_void_p, c_void_p),
     "tc_session_output_shapes": (c_void_p, c_void_p),
     "tc_session_run": (c_int32, c_void_p, c_void_p, c_void_p),
@@ -140,7 +141,6 @@ def _address(function: object) -> int | None:
 
 
 native = _load()
-
 
 
 def _data_offset() -> int:

@@ -6,11 +6,12 @@ import numpy as np
 
 from tcompile.errors import InputError
 from tcompile.runtime import dlpack
+from tcompile.runtime.pitch import rows_of
 from tcompile.runtime.specs import TensorSpec
 
 
 def as_input(value: object, spec: TensorSpec) -> np.ndarray:
-    """``value`` as an aligned row-major array of the spec's type; a copy only where it is neither.
+    """``value`` as an aligned array of the spec's type, row-major or with the spec's pitch; a copy only where it is not.
 
     Takes arrays, NumPy scalars, and objects with ``__dlpack__``. Raises InputError for anything else, and for
     another element type: nothing is cast.
@@ -24,6 +25,8 @@ def as_input(value: object, spec: TensorSpec) -> np.ndarray:
         raise InputError(
             f"input '{spec.name}' has shape {array.shape}, expected {len(spec.shape)} dimensions: [{', '.join(map(str, spec.shape))}]"
         )
+    if spec.pitch is not None and array.flags.aligned and rows_of(array, spec.pitch[0]) is not None:
+        return array
     return np.require(array, requirements=("C", "A"))
 
 

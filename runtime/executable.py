@@ -76,6 +76,7 @@ class Executable:
         self.inputs: tuple[TensorSpec, ...] = tensor_specs(info.inputs, info.input_count, info)
         self.outputs: tuple[TensorSpec, ...] = tensor_specs(info.outputs, info.output_count, info)
         self._checks = [(spec.name, spec.dtype, len(spec.shape), spec) for spec in self.inputs]
+        self._pitched = [i for i, spec in enumerate(self.inputs) if spec.pitch is not None]
         self._output_names = [spec.name for spec in self.outputs]
         self._free: list[Session] = []  # not in a run
         self._sessions: list[Session] = []
@@ -95,8 +96,8 @@ class Executable:
 
         ``donate``: inputs whose arrays the run may overwrite. An output that may take an input's place (``shares``) is
         then written there without a copy: into ``out``'s array where that begins at the input's address, say
-        ``past = cache[:t]`` and ``out={"present": cache[: t + 1]}``, else into the input's array where it fits, and is
-        returned as a view of it. Where the program does not allow it, outputs have their own memory as ever.
+        ``past = cache[:, :, :t]`` and ``out={"present": cache[:, :, : t + 1]}``, else into the input's array where it fits,
+        and is returned as a view of it. Where the program does not allow it, outputs have their own memory as ever.
 
         Raises InputError for inputs that do not fit (before anything runs), ExecutionError for a run that stopped, and
         what a signal handler raises: Ctrl-C stops a run between two kernels.
@@ -104,7 +105,7 @@ class Executable:
         arrays = self._arrays(inputs)
         session = self._take()
         try:
-            if outputs is None and not out and not donate:
+            if outputs is None and not out and not donate and all(arrays[i].flags.c_contiguous for i in self._pitched):
                 return session.run_all(arrays)
             wanted = self._output_names if outputs is None else self._known(outputs, "output")
             given = dict(out or {})
@@ -145,7 +146,7 @@ class Executable:
 
     def profile(self, inputs: Inputs, *, runs: int = 10) -> Profile:
         """Runs the model once, then ``runs`` times measured. Measuring takes a clock reading for each call."""
-        arrays, session = self._arrays(inputs), self._take()
+        arrays, session = [np.ascontiguousarray(array) for array in self._arrays(inputs)], self._take()
         try:
             session.run_all(arrays)
             session.profile(True)

@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 
 from tcompile.errors import InputError
+from tcompile.runtime.pitch import empty, is_flat, lies_in
 from tcompile.runtime.specs import TensorSpec
 
 Result = tuple[tuple[int, ...], np.dtype]
@@ -16,11 +17,12 @@ Span = tuple[int, int]
 
 
 def spans(array: np.ndarray) -> Span:
-    """The addresses from the first byte of an array to past its last; one that is not row-major counts with its gaps."""
+    """The addresses from the first byte of an array to past its last, with its gaps."""
+    start = array.__array_interface__["data"][0]
     if array.flags.c_contiguous:
-        start = array.__array_interface__["data"][0]
         return start, start + array.nbytes
-    return np.lib.array_utils.byte_bounds(array) if hasattr(np.lib, "array_utils") else np.byte_bounds(array)
+    reach = [(extent - 1) * stride for extent, stride in zip(array.shape, array.strides, strict=True)]
+    return start + sum(step for step in reach if step < 0), start + sum(step for step in reach if step > 0) + array.itemsize
 
 
 def _meet(a: Span, b: Span) -> bool:
@@ -31,14 +33,17 @@ def _meet(a: Span, b: Span) -> bool:
 class Placement:
     """Chooses the array of each output.
 
-    ``arrays``: the inputs, row-major. ``out``: the caller's arrays by output name. ``donated``: positions of inputs that
-    may be overwritten. ``shares``: for each output, the inputs whose memory the program lets it have.
+    ``arrays``: the inputs, as compiled code reads them. ``out``: the caller's arrays by output name. ``donated``: positions
+    of inputs that may be overwritten. ``shares``: for each output, the inputs whose memory the program lets it have;
+    ``inputs`` their specs, where some have pitches, and ``rows`` the rows of pitches.
     """
 
     arrays: Sequence[np.ndarray]
     out: Mapping[str, np.ndarray]
     donated: Set[int] = frozenset()
     shares: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    inputs: Sequence[TensorSpec] = ()
+    rows: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._inputs = [spans(array) for array in self.arrays] if self.out or self.donated else []
@@ -51,31 +56,42 @@ class Placement:
         given = self.out.get(spec.name)
         if given is not None:
             check_out(spec, given, shape)
-            chosen = given if given.flags.carray and self._may_write(k, spans(given)) else None
+            chosen = given if lies_in(given, spec, self.rows) and self._may_write(k, spec, shape, spans(given)) else None
         else:
-            chosen = self._donated_array(k, shape)
+            chosen = self._donated_array(k, spec, shape)
         if chosen is None:
-            return np.empty(shape, dtype)
+            return empty(shape, dtype, spec, self.rows)
         self._taken.append(spans(chosen))
         return chosen
 
-    def _donated_array(self, k: int, shape: tuple[int, ...]) -> np.ndarray | None:
+    def _donated_array(self, k: int, spec: TensorSpec, shape: tuple[int, ...]) -> np.ndarray | None:
         for i in self.shares.get(k, ()) if self.donated else ():
-            array, size = self.arrays[i], prod(shape)
-            if i not in self.donated or not array.flags.writeable or size > array.size:
+            array, size, place = self.arrays[i], prod(shape), self._inputs[i]
+            if i not in self.donated or not array.flags.carray or size > array.size or not lies_in(array, spec, self.rows):
                 continue
-            if any(_meet(self._inputs[i], given) for given in self._given) or not self._may_write(k, self._inputs[i]):
+            if any(_meet(place, given) for given in self._given) or not self._may_write(k, spec, shape, place):
                 continue
             return array if array.shape == shape else array.reshape(-1)[:size].reshape(shape)
         return None
 
-    def _may_write(self, k: int, place: Span) -> bool:
+    def _may_write(self, k: int, spec: TensorSpec, shape: tuple[int, ...], place: Span) -> bool:
         """Whether the place meets no output, and no input but donated ones that begin there and that output k may share."""
         if any(_meet(place, taken) for taken in self._taken):
             return False
         met = [i for i, span in enumerate(self._inputs) if _meet(place, span)]
-        allowed = self.shares.get(k, ())
-        return all(i in self.donated and i in allowed and self._inputs[i][0] == place[0] for i in met)
+        return all(i in self.donated and self._inputs[i][0] == place[0] and self._may_share(k, spec, shape, i) for i in met)
+
+    def _may_share(self, k: int, spec: TensorSpec, shape: tuple[int, ...], i: int) -> bool:
+        """Whether the program lets output k begin where input i does; tensors with pitches must have the same."""
+        if i not in self.shares.get(k, ()):
+            return False
+        other = self.inputs[i].pitch if self.inputs else None
+        if spec.pitch is None or other is None:
+            return True
+        mine, theirs = shape[spec.pitch[0]], self.arrays[i].shape[other[0]]
+        if is_flat(shape, spec.pitch[0]) and is_flat(self.arrays[i].shape, other[0]):
+            return True
+        return self.rows.get(spec.pitch[1], mine) == self.rows.get(other[1], theirs)
 
 
 def check_out(spec: TensorSpec, given: object, shape: tuple[int, ...]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from tcompile.errors import ExecutionError, InputError
 from tcompile.runtime import abi
 from tcompile.runtime.loader import Module
+from tcompile.runtime.pitch import Rows, choose_rows, placed
 from tcompile.runtime.placement import Placement, check_out
 from tcompile.runtime.pool import Pool
 from tcompile.runtime.specs import TensorSpec
@@ -41,6 +42,8 @@ class Session:
         abi.native.tc_session_set_hooks(self._handle, ctypes.addressof(abi.hooks))
         self._names = [spec.name for spec in outputs]
         self._shapes: Shapes | None = None
+        self._rows: Rows = {}
+        self._pitches = {spec.pitch[1] for spec in (*inputs, *outputs) if spec.pitch is not None}
         self._results: list[tuple[tuple[int, ...], np.dtype] | None] = []  # of outputs; None: growing
         self._all_static = False
         self._pointers = (ctypes.c_uint64 * (len(inputs) + len(outputs) + 1))()
@@ -55,7 +58,7 @@ class Session:
     def run_all(self, arrays: list[np.ndarray]) -> dict[str, np.ndarray]:
         """All outputs in new arrays. ``arrays``: the inputs in order, row-major and of their types."""
         shapes = [array.shape for array in arrays]
-        if shapes != self._shapes:
+        if shapes != self._shapes or self._rows:
             self._prepare(shapes)
         if not self._all_static:
             return self.run(arrays, self._names, {})
@@ -70,10 +73,13 @@ class Session:
         self, arrays: list[np.ndarray], wanted: Sequence[str], out: Mapping[str, np.ndarray], donated: Set[int] = frozenset()
     ) -> dict[str, np.ndarray]:
         """The ``wanted`` outputs, in ``out``'s arrays where it names them; inputs at ``donated`` positions may be overwritten."""
+        rows = self._choose_rows(arrays, out) if self._pitches else {}
+        if self._pitches:
+            arrays = [placed(array, spec, rows) for array, spec in zip(arrays, self._inputs, strict=True)]
         shapes = [array.shape for array in arrays]
-        if shapes != self._shapes:
-            self._prepare(shapes)
-        placement = Placement(arrays, out, donated, self._module.shares)
+        if shapes != self._shapes or rows != self._rows:
+            self._prepare(shapes, rows)
+        placement = Placement(arrays, out, donated, self._module.shares, self._inputs, rows)
         targets = [self._target(k, spec, wanted, placement) for k, spec in enumerate(self._outputs)]
         places = (0 if target is None else abi.reference(target) for target in targets)
         self._pack(self._pointers, 0, *map(abi.reference, arrays), *places)
@@ -84,7 +90,7 @@ class Session:
 
     def prepared_shapes(self, shapes: Shapes) -> Shapes:
         """The outputs' shapes for inputs of these shapes; -1 where only a run knows."""
-        if shapes != self._shapes:
+        if shapes != self._shapes or self._rows:
             self._prepare(shapes)
         return self._output_shapes()
 
@@ -110,8 +116,17 @@ class Session:
         abi.native.tc_session_memory(self._handle, memory)
         return memory
 
-    def _prepare(self, shapes: Shapes) -> None:
-        self._shapes = None
+    def _choose_rows(self, arrays: list[np.ndarray], out: Mapping[str, np.ndarray]) -> Rows:
+        inputs = [(spec, array) for spec, array in zip(self._inputs, arrays, strict=True) if spec.pitch]
+        outputs = [(spec, out[spec.name]) for spec in self._outputs if spec.pitch and spec.name in out]
+        ranked = [(spec, array) for spec, array in outputs if isinstance(array, np.ndarray) and array.ndim == len(spec.shape)]
+        return choose_rows((*inputs, *ranked))
+
+    def _prepare(self, shapes: Shapes, rows: Rows | None = None) -> None:
+        self._shapes, self._rows = None, rows or {}
+        for symbol in self._pitches:
+            if abi.native.tc_session_set_pitch(self._handle, symbol, self._rows.get(symbol, 0)):
+                raise self._failure(abi.INPUT)
         rows = [(ctypes.c_int64 * (len(shape) + 1))(*shape) for shape in shapes]
         native = (abi.Shape * (len(shapes) + 1))()
         for i, (row, shape, spec) in enumerate(zip(rows, shapes, self._inputs, strict=True)):

@@ -17,7 +17,8 @@ class TensorSpec:
     """An input or output: a dimension is a number, or the text of an expression over named symbols.
 
     ``ranges``: for each symbol of an input's shape, the least and greatest value; None is unbounded.
-    ``growing``: an output whose shape only a run knows.
+    ``growing``: an output whose shape only a run knows. ``pitch``: (axis, symbol's number) where an array may be a view of one
+    that is longer along the axis, and is not copied for it.
     """
 
     name: str
@@ -25,6 +26,7 @@ class TensorSpec:
     shape: tuple[int | str, ...]
     ranges: dict[str, Bounds]
     growing: bool = False
+    pitch: tuple[int, int] | None = None
 
     @property
     def dtype(self) -> np.dtype:
@@ -81,7 +83,8 @@ def _site(site: abi.Site) -> SiteSpec:
 def _tensor(tensor: abi.Tensor, bounds: dict[str, Bounds]) -> TensorSpec:
     shape = tuple(_dimension(extent) for extent in tensor.extents[: tensor.rank])
     ranges = {extent: bounds[extent] for extent in shape if isinstance(extent, str) and extent in bounds}
-    return TensorSpec(_text(tensor.name), element(tensor.dtype), shape, ranges, bool(tensor.growing))
+    pitch = (tensor.pitch_axis, tensor.pitch_symbol) if tensor.pitch_axis >= 0 else None
+    return TensorSpec(_text(tensor.name), element(tensor.dtype), shape, ranges, bool(tensor.growing), pitch)
 
 
 def _dimension(extent: abi.Extent) -> int | str:

@@ -66,7 +66,7 @@ def show_artifact(report: Report, console: Console) -> None:
         ("peak memory", memory_line(report)),
         *_growth(report),
         *_host_calls(report),
-        *(("may share memory", f"{output} with {', '.join(inputs)}, where donated") for output, inputs in report["shares"].items()),
+        *(("in place", f"{output} over {_some(inputs)}, where donated") for output, inputs in report["shares"].items()),
         *((key, value) for key, value in report["notes"].items() if key != ARENA),
     )
 
@@ -119,6 +119,11 @@ def _growth(report: Report) -> list[tuple[str, str]]:
 def _host_calls(report: Report) -> list[tuple[str, str]]:
     """What compiled code leaves to Python."""
     return [("runs in Python", call) for call in report.get("host_calls", ())]
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
 
 
 def _shape(extents: Sequence[Any]) -> str:

@@ -124,8 +124,14 @@ static tc_tensor *read_tensors(struct reader *reader, struct tc_table table, con
         else if ((uint64_t)from[i].extents + from[i].rank > reader->head->extents.count)
             fail(reader, "damaged descriptor: a shape among the %s lies outside its table", what);
         if (reader->failed) break;
+        int gaps = from[i].pitch_axis != TC_NO_PITCH;
+        if (gaps && (from[i].pitch_axis >= from[i].rank || from[i].pitch_symbol >= reader->head->entry_symbols || from[i].growing)) {
+            fail(reader, "damaged descriptor: a pitch among the %s that cannot be", what);
+            break;
+        }
         to[i] = (tc_tensor){text(reader, from[i].name), NULL, (int32_t)from[i].dtype, (int32_t)from[i].rank,
-                            (int32_t)from[i].element_bytes, from[i].growing != 0};
+                            (int32_t)from[i].element_bytes, from[i].growing != 0, gaps ? (int32_t)from[i].pitch_axis : -1,
+                            gaps ? (int32_t)from[i].pitch_symbol : -1};
         tc_extent *extents = take(reader, from[i].rank * sizeof *extents);
         for (uint32_t axis = 0; axis < from[i].rank; axis++) read_extent(reader, from[i].extents + axis, &extents[axis]);
         to[i].extents = extents;
@@ -266,6 +272,8 @@ static void check_entry_symbols(struct reader *reader) {
     const tc_module_info *info = &reader->parsed->info;
     for (int64_t symbol = 0; symbol < info->entry_symbol_count && !reader->failed; symbol++) {
         int bound = 0;
+        for (int64_t k = 0; k < info->output_count; k++) bound |= info->outputs[k].pitch_symbol == symbol;
+        for (int64_t i = 0; i < info->input_count; i++) bound |= info->inputs[i].pitch_symbol == symbol;
         for (int64_t i = 0; i < info->input_count; i++)
             for (int32_t axis = 0; axis < info->inputs[i].rank; axis++)
                 bound |= info->inputs[i].extents[axis].kind == TC_SYMBOL && info->inputs[i].extents[axis].value == symbol;

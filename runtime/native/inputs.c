@@ -51,6 +51,19 @@ static void bind_symbols(tc_session *session, const tc_shape *shapes) {
         }
 }
 
+/* The pitches: what the caller has set, else the extent, of the longest tensor with the symbol. */
+static void bind_pitches(tc_session *session, const tc_tensor *tensors, int64_t count, int again) {
+    int64_t *dims = session->frame.dims;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t symbol = tensors[i].pitch_symbol;
+        if (symbol < 0) continue;
+        int ok;
+        int64_t extent = tc_evaluate(&session->module->parsed, &tensors[i].extents[tensors[i].pitch_axis], dims, &ok);
+        if (session->pitches[symbol] > 0) extent = session->pitches[symbol];
+        if (ok && (!again || extent > dims[symbol])) dims[symbol] = extent;
+    }
+}
+
 static int32_t check_range(tc_session *session, int64_t symbol) {
     const tc_parsed *parsed = &session->module->parsed;
     const tc_symbol *declared = &parsed->info.symbols[symbol];
@@ -61,6 +74,10 @@ static int32_t check_range(tc_session *session, int64_t symbol) {
     if (low_ok && high_ok && value >= low && value <= high) return TC_OK;
     int32_t axis;
     const tc_tensor *input = first_use(&parsed->info, symbol, &axis);
+    if (session->pitches[symbol] > 0) {
+        tc_say(session->error, "a pitch of %" PRId64 " rows, where at least %s is expected", value, declared->lo.text);
+        return tc_refuse(session, TC_INPUT, "the arrays have fewer rows than the tensors in them");
+    }
     tc_say(session->error, "input '%s' has extent %" PRId64 " on axis %d, where %s in %s..%s is expected", input->name, value, axis,
         declared->name, declared->lo.text, bounded ? declared->hi.text : "");
     return tc_refuse(session, TC_INPUT, "compile the model with a wider range for this dimension");
@@ -89,6 +106,10 @@ int32_t tc_check_shapes(tc_session *session, const tc_shape *shapes) {
     int32_t status = check_types(session, shapes);
     if (status != TC_OK) return status;
     bind_symbols(session, shapes);
+    for (int again = 0; again < 2; again++) {
+        bind_pitches(session, info->inputs, info->input_count, again);
+        bind_pitches(session, info->outputs, info->output_count, again);
+    }
     for (int64_t symbol = 0; symbol < info->entry_symbol_count; symbol++)
         if ((status = check_range(session, symbol)) != TC_OK) return status;
     for (int64_t i = 0; i < info->input_count; i++)

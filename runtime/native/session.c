@@ -62,9 +62,13 @@ static void *host_grow(void *raw, int64_t slot, int64_t bytes, int64_t keep) {
     return reserve(session, &session->slots[slot], bytes, session->slots[slot].data == NULL ? 0 : keep) ? session->slots[slot].data : NULL;
 }
 
-static int64_t product(const int64_t *extents, int32_t rank, int64_t bytes) {
-    for (int32_t axis = 0; axis < rank; axis++)
-        if (extents[axis] < 0 || __builtin_mul_overflow(bytes, extents[axis], &bytes)) return -1;
+/* The bytes of a tensor's memory, gaps included; -1 where they are not valid. */
+static int64_t tensor_bytes(const tc_session *session, const tc_tensor *tensor, const int64_t *extents) {
+    int64_t bytes = tensor->element_bytes;
+    for (int32_t axis = 0; axis < tensor->rank; axis++) {
+        int64_t extent = axis == tensor->pitch_axis && extents[axis] >= 0 ? session->frame.dims[tensor->pitch_symbol] : extents[axis];
+        if (extent < 0 || __builtin_mul_overflow(bytes, extent, &bytes)) return -1;
+    }
     return bytes;
 }
 
@@ -112,7 +116,7 @@ tc_session *tc_session_new(tc_module *module, tc_pool *pool) {
     const tc_module_info *info = &parsed->info;
     tc_session *session = calloc(1, sizeof *session);
     if (session == NULL) return NULL;
-    size_t numbers = (size_t)(info->symbol_count + parsed->output_extents + parsed->input_extents + 1);
+    size_t numbers = (size_t)(info->symbol_count + parsed->output_extents + parsed->input_extents + info->entry_symbol_count + 1);
     session->numbers = calloc(numbers, sizeof *session->numbers);
     session->inputs = calloc((size_t)info->input_count + 1, sizeof *session->inputs);
     session->outputs = calloc((size_t)info->output_count + 1, sizeof *session->outputs);
@@ -124,6 +128,7 @@ tc_session *tc_session_new(tc_module *module, tc_pool *pool) {
         return NULL;
     }
     session->extents = session->numbers + info->symbol_count + parsed->output_extents;
+    session->pitches = session->extents + parsed->input_extents;
     session->frame = (struct tc_frame){.host = &host_functions,
                                        .session = session,
                                        .weights = module->weights,
@@ -173,7 +178,7 @@ static int32_t check_outputs(tc_session *session) {
     const tc_module_info *info = &session->module->parsed.info;
     const int64_t *extents = session->frame.output_shapes;
     for (int64_t k = 0; k < info->output_count; extents += info->outputs[k++].rank) {
-        if (info->outputs[k].growing || product(extents, info->outputs[k].rank, info->outputs[k].element_bytes) >= 0) continue;
+        if (info->outputs[k].growing || tensor_bytes(session, &info->outputs[k], extents) >= 0) continue;
         tc_say(session->error, "output '%s' has no valid size for these inputs", info->outputs[k].name);
         return tc_refuse(session, TC_SHAPE, "");
     }
@@ -196,6 +201,16 @@ static int32_t reserve_frame(tc_session *session) {
     frame->scratch_bytes = stride;
     frame->arena = session->arena.data;
     frame->scratch = session->scratch.data;
+    return TC_OK;
+}
+
+int32_t tc_session_set_pitch(tc_session *session, int32_t symbol, int64_t rows) {
+    session->prepared = 0;
+    if (symbol < 0 || symbol >= session->module->parsed.info.entry_symbol_count || rows < 0) {
+        tc_say(session->error, "symbol %d has no pitch of %" PRId64 " rows", symbol, rows);
+        return tc_refuse(session, TC_USAGE, "pitch_symbol of a tensor is one");
+    }
+    session->pitches[symbol] = rows;
     return TC_OK;
 }
 
@@ -232,7 +247,7 @@ static int32_t place_tensors(tc_session *session, const void *const *inputs, voi
     for (int64_t k = 0; k < info->output_count; extents += info->outputs[k++].rank) {
         session->outputs[k] = info->outputs[k].growing ? NULL : data_of(session, outputs[k]);
         if (info->outputs[k].growing || outputs[k] != NULL) continue;
-        int64_t bytes = product(extents, info->outputs[k].rank, info->outputs[k].element_bytes);
+        int64_t bytes = tensor_bytes(session, &info->outputs[k], extents);
         if (!reserve(session, &session->spares[k], bytes, 0)) {
             tc_say(session->error, "no memory for output '%s' of %" PRId64 " bytes", info->outputs[k].name, bytes);
             return tc_refuse(session, TC_MEMORY, "");
@@ -249,7 +264,7 @@ static int32_t fetch_outputs(tc_session *session, void **outputs) {
     for (int64_t k = 0; k < info->output_count; extents += info->outputs[k++].rank) {
         if (!info->outputs[k].growing) continue;
         outputs[k] = session->outputs[k];
-        if (outputs[k] != NULL && product(extents, info->outputs[k].rank, info->outputs[k].element_bytes) >= 0) continue;
+        if (outputs[k] != NULL && tensor_bytes(session, &info->outputs[k], extents) >= 0) continue;
         tc_say(session->error, "output '%s' was not made by the run", info->outputs[k].name);
         return tc_refuse(session, TC_SHAPE, "");
     }

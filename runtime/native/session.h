@@ -23,6 +23,7 @@ struct tc_session {
     int64_t slot_count;
     int64_t *numbers; /* dims, then output shapes, of the frame; then the prepared input extents */
     int64_t *extents;
+    int64_t *pitches; /* per entry symbol: the caller's; 0: none */
     void **inputs, **outputs;
     int prepared;
     atomic_int cancelled;

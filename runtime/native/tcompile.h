@@ -177,7 +177,10 @@ struct tc_tensor_record {
     uint32_t rank;
     uint32_t extents; /* the first of `rank` */
     uint32_t growing; /* an output whose shape only the run knows: the session owns its memory until the next run */
+    uint32_t pitch_axis; /* TC_NO_PITCH: row-major memory. Else the axis whose extent is replaced in addresses by... */
+    uint32_t pitch_symbol; /* ...the value of this entry symbol, so that a view of a larger array will do */
 };
+#define TC_NO_PITCH UINT32_MAX
 
 struct tc_weight_record {
     uint32_t name;
@@ -246,6 +249,8 @@ typedef struct tc_tensor {
     int32_t rank;
     int32_t element_bytes;
     int32_t growing;
+    int32_t pitch_axis; /* -1: row-major; else memory is that of an array with `pitch` rows along this axis */
+    int32_t pitch_symbol;
 } tc_tensor;
 
 typedef struct tc_site {
@@ -263,7 +268,8 @@ typedef struct tc_weight {
 } tc_weight;
 
 /* An output and an input that a run may be given as one memory, beginning at one address: no element of the input
- * is read after that element of the output is written. The memory has the size of the larger. */
+ * is read after that element of the output is written. The memory has the size of the larger. Of two tensors with
+ * pitches, these must be one. */
 typedef struct tc_share {
     int32_t output;
     int32_t input;
@@ -332,6 +338,10 @@ typedef struct tc_shape {
     int32_t rank;
     int32_t dtype; /* TensorProto.DataType */
 } tc_shape;
+
+/* From the next prepare on, tensors with this pitch symbol are views of arrays with `rows` rows along their pitch
+ * axis; 0: they have no gaps. */
+TC_API int32_t tc_session_set_pitch(tc_session *session, int32_t symbol, int64_t rows);
 
 /* Checks the inputs' types and shapes, binds symbols, and reserves memory. Runs keep the shapes until the next
  * prepare, whose failure leaves the session unprepared. */

@@ -16,6 +16,7 @@ from tcompile.ir.opspec import concrete
 from tcompile.ir.target import Target, named_target, native_target
 from tcompile.ir.verify import verify
 from tcompile.passes.fuse import Fuse
+from tests.codegen.lowering import check_in_place
 from tests.codegen.native import run_native
 
 assert cpu_templates.ALL  # registered by being imported
@@ -83,4 +84,6 @@ def _run(node: Node, values: dict, env: dict, graph: Graph, target: Target) -> N
     for built in _kernels(node, graph, target):
         names = sorted(env)
         kernel = replace(built.kernel, dims=tuple(names))
-        assert run_kernel(kernel, [values[value] for value in built.values], [env[name] for name in names]) is None
+        buffers, extents = [values[value] for value in built.values], [env[name] for name in names]
+        assert run_kernel(kernel, buffers, extents) is None
+        check_in_place(kernel, buffers, extents)

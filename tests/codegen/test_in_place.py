@@ -21,7 +21,8 @@ from tcompile.ir.loops import Access, For, If, Kernel, Load, Op, Param, Store, W
 from tcompile.ir.loops_interpret import run_kernel
 from tcompile.ir.program import Role
 from tcompile.ir.program_interpret import run_program
-from tcompile.ir.program_text import program_buffers, program_kernels
+from tcompile.ir.program_parse import parse_program
+from tcompile.ir.program_text import print_program, program_buffers, program_kernels
 from tests.codegen.lowering import TARGET
 
 N = dims.symbol("n")
@@ -141,11 +142,28 @@ def test_a_concat_may_begin_where_its_first_operand_lies():
     assert list(shared(program)) == [(0, 0)]
 
 
-def test_a_concat_that_moves_rows_may_not():
+def test_a_concat_that_moves_rows_may_where_both_have_one_pitch():
     b = builder()
     x, y = b.input("x", dtypes.F32, (2, N, 4)), b.input("y", dtypes.F32, (2, 1, 4))
     program = lower(b.graph([b.concat([x, y], 1)]), TARGET)
-    assert list(shared(program)) == []
+    (past, _), (present,) = program.inputs, program.outputs
+    assert list(shared(program)) == [(0, 0)]
+    assert (past.pitch.axis, present.pitch.axis) == (1, 1) and past.pitch.symbol != present.pitch.symbol
+    move, _ = program_kernels(program)
+    assert move.aliases == ((0, 1),) and not is_copy(move)  # but where the pitches are equal
+    text = print_program(program)
+    assert "x: f32[2, n, 4] pitch 1 pitch0" in text and print_program(parse_program(text)) == text
+    arrays = rand(2, 5, 4), rand(2, 1, 4)
+    (got,) = run_program(program, arrays).values()
+    np.testing.assert_array_equal(got, np.concatenate(arrays, 1))
+
+
+def test_a_concat_behind_another_operand_has_no_pitch():
+    b = builder()
+    x, y = b.input("x", dtypes.F32, (2, N, 4)), b.input("y", dtypes.F32, (2, 1, 4))
+    assert list(shared(lower(b.graph([b.concat([y, x], 1)]), TARGET))) == []
+    changed = lower(b.graph([b.concat([b.map("neg", x), y], 1)]), TARGET)
+    assert list(shared(changed)) == [(0, 0)] and changed.inputs[0].pitch is None  # x is dead by then
 
 
 def test_a_scatter_may_update_its_operand():

@@ -135,7 +135,7 @@ def test_out_over_an_input_that_is_not_donated_is_right():
 
 def test_an_input_that_is_still_read_is_not_overwritten():
     exe, x, y = two_sums(), rand(100), rand(100, seed=1)
-    assert exe.shares == {"p": ("x",), "q": ("x", "y")}
+    assert exe.shares == {"p": ("x",), "q": ("y", "x")}
     p, q = x + y, (x + y) * y
     got = exe.run([x, y], donate=["x", "y"])
     assert got["p"] is x and got["q"] is y
