@@ -43,14 +43,26 @@ class HostedExecutable:
         self.inputs: tuple[HostSpec, ...] = plan.inputs
         self.outputs: tuple[HostSpec, ...] = plan.outputs
 
-    def run(self, inputs: Inputs, outputs: Iterable[str] | None = None, *, out: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+    def run(
+        self,
+        inputs: Inputs,
+        outputs: Iterable[str] | None = None,
+        *,
+        out: Mapping[str, np.ndarray] | None = None,
+        donate: Iterable[str] = (),
+    ) -> dict[str, Any]:
         """Runs the model: values by name, or in order. Gives the outputs by name.
 
-        ``outputs``: the names wanted, all by default. ``out``: arrays to copy outputs to, of their exact shapes.
+        ``outputs``: the names wanted, all by default. ``out``: arrays to copy outputs to, of their exact shapes. ``donate``:
+        inputs that may be overwritten; outputs have memory of their own all the same.
         Raises InputError for inputs that do not fit, ExecutionError for a run that stopped.
         """
         if self._archive is None:
             raise Error(f"the model {self.name} is closed", hint="load it again")
+        known = [spec.name for spec in self.inputs]
+        for name in [donate] if isinstance(donate, str) else donate:
+            if name not in known:
+                raise InputError(f"the model has no input '{name}'", hint=f"it has {', '.join(known)}")
         given = self._given(inputs)
         foreign = list(_arrays(given))
         values = (_owned(value, foreign) for value in self._plan.block.run(given, {}, self._runners))

@@ -11,6 +11,7 @@ from rich.table import Table
 from tcompile.runtime import Profile
 
 Report = Mapping[str, Any]
+_LISTED = 6
 ARENA = "arena"  # the note that tells the arena's size as an expression
 
 
@@ -66,7 +67,7 @@ def show_artifact(report: Report, console: Console) -> None:
         ("peak memory", memory_line(report)),
         *_growth(report),
         *_host_calls(report),
-        *(("in place", f"{output} over {_some(inputs)}, where donated") for output, inputs in report["shares"].items()),
+        *_sharing(report),
         *((key, value) for key, value in report["notes"].items() if key != ARENA),
     )
 
@@ -119,6 +120,12 @@ def _growth(report: Report) -> list[tuple[str, str]]:
 def _host_calls(report: Report) -> list[tuple[str, str]]:
     """What compiled code leaves to Python."""
     return [("runs in Python", call) for call in report.get("host_calls", ())]
+
+
+def _sharing(report: Report) -> list[tuple[str, str]]:
+    """The outputs that may take a donated input's place."""
+    rows = [("in place", f"{output} over {_some(inputs)}, where donated") for output, inputs in report["shares"].items()]
+    return rows[:_LISTED] + ([("in place", f"and {len(rows) - _LISTED} more outputs")] if len(rows) > _LISTED else [])
 
 
 def _some(names: Sequence[str]) -> str:

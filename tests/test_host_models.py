@@ -57,6 +57,14 @@ def test_runs_and_says_what_it_takes_and_gives(executable):
     assert executable.run({"city": CITIES, "x": X}, ["scores"]).keys() == {"scores"}
 
 
+def test_donated_inputs_are_allowed_and_stay(executable):
+    x = X.copy()
+    check(executable.run({"city": CITIES, "x": x}, donate=["x"]))
+    np.testing.assert_array_equal(x, X)
+    with pytest.raises(tcompile.InputError, match="no input 'z'"):
+        executable.run({"city": CITIES, "x": x}, donate=["z"])
+
+
 def test_what_python_runs_is_named(executable, model):
     calls = ["ai.onnx.ml.LabelEncoder (LabelEncoder #0)", "tcompile.Lookup (label)", "tcompile.Unstack (rows)"]
     assert executable.report()["host_calls"] == calls
