@@ -42,6 +42,7 @@ def declare_inputs(scope: Scope, graph: Any, shapes: Shapes) -> Mapping[str, Dim
         except (InvalidModelError, UnsupportedError) as error:
             scope.env[info.name] = FAILED
             scope.note(onnx.NodeProto(op_type="input"), info.name, (), error)
+    scope.state.names.update((value, value.name) for value in scope.builder.inputs)  # elements of sequences keep theirs too
     return table.names
 
 

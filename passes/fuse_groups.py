@@ -236,7 +236,8 @@ class Group:
         used = dims.shape_symbols(index)
         depth = max((k + 1 for k, name in enumerate(self.variables) if name in used), default=0)
         extents = [self.ranges[name].hi + 1 for name in list(self.variables)[:depth]]
-        extents += [self.ranges[name].hi + 1 for name in used if name not in self.variables and name in self.ranges and name.startswith("c.")]
+        columns = [name for name in used if name not in self.variables and name in self.ranges and name.startswith("c.")]
+        extents += [self.ranges[name].hi + 1 for name in columns]
         return estimate(dims.product(extents), self.symbols)
 
 

@@ -150,6 +150,7 @@ def pad(g: GraphDraw) -> None:
     """Constant, edge, reflect and wrap borders; negative ones cut."""
     x = g.value(lambda v: v.rank >= 1 and v.kind != BOOL and v.is_float)
     mode = g.pick(("constant", "edge", "reflect", "wrap"))
+    need(x.size > 0 or mode == "constant")
     low, high = ([g.integer(0, min(2, extent - 1) if mode != "constant" else 2) for extent in x.shape] for _ in range(2))
     if mode == "constant" and g.flag():
         low[0] = -1 if x.shape[0] > 1 else 0

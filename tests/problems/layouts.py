@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tcompile.ir import dims, dtypes
 from tcompile.ir.dtypes import ALL, DType
+from tcompile.ir.ops_winograd import padded_extent
 from tests.problems.problem import Case, problem
 from tests.problems.values import bits
 
@@ -71,3 +72,13 @@ def depthwise_blocked(case: Case, dtype: DType, rank: int) -> None:
     x = case.operand(dtype, (case.extent(among=(0, 1, 2)), blocks, *space, block))
     w = case.operand(dtype, (blocks, *kernel, block), constant=0.5)
     case.emit("depthwise_blocked", x, w, **attrs, dtype=dtype)
+
+
+@problem("conv_winograd", [dtypes.F32, dtypes.F64])
+def conv_winograd(case: Case, dtype: DType) -> None:
+    """Whole tiles in, any size out."""
+    size, block = (case.integer(1, 9), case.integer(1, 9)), case.choice((8, 16))
+    blocks, outputs = case.choice((1, 2)), case.choice((1, 2))
+    x = case.operand(dtype, (case.extent(among=(0, 1, 2)), blocks, *map(padded_extent, size), block))
+    u = case.operand(dtype, (36, outputs, blocks, block, block), constant=0.5)
+    case.emit("conv_winograd", x, u, size=size, dtype=dtype)

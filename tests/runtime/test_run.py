@@ -213,7 +213,7 @@ def test_a_growing_output():
     assert out.tolist() == [7, 8]
     with pytest.raises(InputError, match=r"out\['kept'\] is int64 of shape \(2,\), the output is int64 of shape \(3,\)"):
         exe.run([np.array([1, 7, 8])], out={"kept": out})
-    assert exe.run([np.array([1])], [])  == {}
+    assert exe.run([np.array([1])], []) == {}
 
 
 def test_a_requirement_that_fails_names_its_node():
