@@ -44,7 +44,7 @@ class Epilogue:
         if self.chain and self.chain[-1].op == "pad":
             self.pad = self.chain.pop()
             self.root = self.pad.inputs[0]
-        self.work = sum(_work(inner) for inner in self.chain)
+        self.work = sum(node_work(inner) for inner in self.chain)
 
     @property
     def small(self) -> bool:
@@ -140,7 +140,8 @@ def _dependents(node: Node, anchor: Node) -> Iterator[Node]:
             yield inner
 
 
-def _work(node: Node) -> int:
+def node_work(node: Node) -> int:
+    """The work of an elementwise node for each element: one, or that of a polynomial."""
     if node.op != "map":
         return 1 if node.op == "convert" else 0
     return 12 if node.attrs["fn"] in _FUNCTIONS else 1

@@ -8,6 +8,7 @@ ULP (measured): exp 1.1 (f32), 1.0 (f64); expm1 1.6, 1.9; sigmoid 2.4, 2.4.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tcompile.codegen.math_term import Term, at_least, at_most, exponent_bias, fma, horner, mantissa_bits, select
@@ -30,6 +31,7 @@ class ExpTable:
 
 
 LOG2_E = 1.4426950408889634074
+_ZERO_BELOW = -88.0  # n is -127 there: 2**n becomes the bits of 0
 _TABLES = {
     F32: ExpTable(
         ln2_high=0.693145751953125,
@@ -69,6 +71,17 @@ def exp(x: Term) -> Term:
     r, biased = reduce(at_most(at_least(x, table.lowest), table.highest), 2 * exponent_bias(x.dtype))
     half = biased >> 1
     return _scale_exp(r, power_of_two(half)) * power_of_two(biased - half)
+
+
+def exp_of_negative(x: Term) -> Term:
+    """e**x for an f32 x <= 0, for sums whose largest term is 1: what is below the normal numbers becomes 0.
+
+    x is reduced in one step: the error of a result of about 2**-n grows to n * 2e-8 of it, 1e-8 of the sum.
+    """
+    magic = 1.5 * 2.0 ** mantissa_bits(x.dtype) + exponent_bias(x.dtype)
+    x = at_least(x, _ZERO_BELOW)
+    shifted = fma(x, LOG2_E, magic)
+    return _scale_exp(fma(shifted - magic, -math.log(2), x), power_of_two(shifted.bits()))
 
 
 def sigmoid(x: Term) -> Term:

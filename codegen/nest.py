@@ -128,5 +128,5 @@ class Nest:
         self.emit(Check(cond, status))
 
     def prefetch(self, buffer: str, index: DimLike) -> None:
-        """Asks for the cache line of an element of a flat parameter."""
+        """Asks for the cache line of an element of a flat buffer."""
         self.emit(Prefetch(buffer, (index,)))

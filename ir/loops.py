@@ -187,7 +187,7 @@ class Check:
 
 @dataclass(frozen=True, eq=False)
 class Prefetch:
-    """A hint that the element at ``indices`` of a parameter is read soon: it may be fetched into the L2 cache.
+    """A hint that the element at ``indices`` of a buffer is read soon: it may be fetched into the L2 cache.
 
     Changes no value, so it may name an element outside of the buffer.
     """

@@ -222,8 +222,8 @@ class _Verifier:
 
     def prefetch(self, hint: Prefetch) -> None:
         buffer = self.scope.buffers.get(hint.buffer)
-        self.need(buffer is not None, f"{hint.buffer} is used before it is declared")
-        self.need(buffer.space is Space.GLOBAL, f"{hint.buffer} is no parameter")
+        self.need(buffer is not None, f"{hint.buffer} is no buffer in scope")
+        self.need(buffer.space is not Space.REGISTER, f"{hint.buffer} is no memory")
         self.need(len(hint.indices) == len(buffer.shape), f"{len(hint.indices)} indices for {hint.buffer} of rank {len(buffer.shape)}")
         self.need(not self.scope.vector, "a Prefetch stands in a vector loop")
         self.symbols(*hint.indices)

@@ -14,6 +14,7 @@ from tcompile.ir.target import Target
 _TRANSFORM_CYCLES = 180.0  # of one tile and one vector of channels, both passes, loads and stores
 _MEMORY_BYTES_PER_CYCLE = 6.0  # of one core
 MOST_ROWS = 8  # of a matrix at a time: more, at strides of whole pages, evict each other from the L1 cache
+_TILE_CYCLES = 40.0  # around the loop over terms of a tile
 MANY_ROWS = 64  # what a symbolic number of rows is planned for
 
 
@@ -74,6 +75,28 @@ def _work(target: Target, rows: int, vectors: int, height: int, width: int) -> f
 def step_cycles(target: Target, height: int, width: int) -> float:
     """Cycles of one step of a tile: its FMAs, the latency where they are few, or its loads; and a little for the loop."""
     return max(height * width / target.fma_ports, target.fma_latency + 0.3, (height + width) / target.load_ports) + 0.2
+
+
+def attention_tiles(target: Target, rows: DimLike, keys: int, columns: int, depth: int) -> tuple[Tile, Tile]:
+    """The tiles of the two products of an attention, of one height: rows x keys summed over ``depth``, rows x columns over keys."""
+    lane_count = target.float_lanes
+    limit = rows if isinstance(rows, int) and rows else 2 * MANY_ROWS
+
+    def cycles(height: int, width: int, extent: int, terms: int) -> float:
+        return -(-limit // height) * -(-extent // (width * lane_count)) * (step_cycles(target, height, width) * terms + _TILE_CYCLES)
+
+    best: tuple[float, Tile, Tile] | None = None
+    for height in range(1, min(limit, target.vector_registers) + 1):
+        widths = [width for width in range(1, 9) if fits(target, height, width)]
+        if not widths:
+            continue
+        first = min(widths, key=lambda width: cycles(height, width, keys, depth))
+        second = min(widths, key=lambda width: cycles(height, width, columns, keys))
+        total = cycles(height, first, keys, depth) + cycles(height, second, columns, keys)
+        if best is None or total < best[0]:
+            best = total, Tile(height, first, lane_count), Tile(height, second, lane_count)
+    assert best is not None, target
+    return best[1], best[2]
 
 
 def panel_width(target: Target, rows: DimLike, columns: int, dtype: DType) -> int:

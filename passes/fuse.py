@@ -18,11 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tcompile.ir.access import SOURCES, inlinable
+from tcompile.ir.attention import Attention, find_attention
 from tcompile.ir.dims import Range
 from tcompile.ir.graph import Graph, Node, Value
 from tcompile.ir.target import Target
 from tcompile.passes.fuse_costs import cost, estimate
-from tcompile.passes.fuse_groups import CONTRACTIONS, Group, Kind, is_contraction, reduces_trailing
+from tcompile.passes.fuse_groups import CONTRACTIONS, Group, Kind, Surroundings, is_contraction, reduces_trailing
 from tcompile.passes.fuse_regions import border_reshapes, fused_node
 
 REPEATS = 3  # kernels that may each evaluate a cheap expression rather than share a buffer
@@ -62,6 +63,10 @@ class _Planner:
         self.users = graph.users()
         self.producers = graph.producers()
         self.returned = set(graph.outputs)
+        attentions = self._attentions()
+        self.inside = {node: found.second for found in attentions.values() for node in found.members}
+        splats = (node.output for node in graph.nodes if node.op == "broadcast" and not node.attrs["axes"])
+        self.around = Surroundings(attentions, frozenset(splats))
         self.homes: dict[Node, list[Group]] = {}  # the kernels a node is evaluated in; none: dead
         self.groups: list[Group] = []
         self.views: dict[Node, None] = {}  # reshapes of stored values that a group had taken
@@ -76,7 +81,24 @@ class _Planner:
             del self.views[view]  # it stands on its own already
         return self.groups
 
+    def _attentions(self) -> dict[Node, Attention]:
+        """By the last product of each; those whose inner values nothing else reads."""
+        found: dict[Node, Attention] = {}
+        for node in self.graph.nodes:
+            attention = find_attention(node, self.producers)
+            if attention is not None and self._is_closed(attention):
+                found[node] = attention
+        return found
+
+    def _is_closed(self, attention: Attention) -> bool:
+        inner = {attention.second, *attention.members}
+        values = [value for node in attention.members for value in node.outputs]
+        return self.returned.isdisjoint(values) and all(inner.issuperset(self.users.get(value, ())) for value in values)
+
     def _place(self, node: Node) -> None:
+        if node in self.inside:
+            self.homes[node] = self.homes[self.inside[node]]
+            return
         if len(node.outputs) != 1 or not (inlinable(node) or node.op == "reduce" or is_contraction(node)):
             self._open(node, Kind.SINGLE)
             return
@@ -128,7 +150,7 @@ class _Planner:
         return Kind(CONTRACTIONS[node.op])
 
     def _open(self, node: Node, kind: Kind) -> None:
-        group = Group(node, kind, self.symbols)
+        group = Group(node, kind, self.symbols, self.around)
         self.groups.append(group)
         self.homes.setdefault(node, []).append(group)
 

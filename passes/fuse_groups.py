@@ -6,11 +6,13 @@ variables of the root's loops. One tuple means the value is computed once per it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tcompile.ir import dims
 from tcompile.ir.access import VIEWS, inlinable, iteration, operand_indices, result_index
+from tcompile.ir.attention import Attention
 from tcompile.ir.dims import Range, Shape
 from tcompile.ir.graph import Node, Value
 from tcompile.passes.fuse_costs import cost, estimate
@@ -26,13 +28,22 @@ BORDER_WRITERS = frozenset({"conv_blocked", "conv_stem", "conv_winograd", "depth
 
 
 class Kind(StrEnum):
-    """What the loops of a kernel look like; SINGLE is a node left as it is."""
+    """What the loops of a kernel look like; SINGLE is a node left as it is. ATTENTION is a DOT whose left operand is made in the kernel."""
 
     MAP = "map"
     ROWS = "rows"
     DOT = "dot"
+    ATTENTION = "attention"
     CONV = "conv"
     SINGLE = "single"
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What groups know of their graph: attentions by the product that each ends in, and the broadcasts of scalars."""
+
+    attentions: Mapping[Node, Attention]
+    splats: frozenset[Value]
 
 
 @dataclass(eq=False)
@@ -42,9 +53,12 @@ class Group:
     root: Node
     kind: Kind
     symbols: dict[str, Range]
+    around: Surroundings
     members: list[Node] = field(default_factory=list)  # the root first, producers after their users
     demand: dict[Value, set[Shape]] = field(default_factory=dict)
     anchor: Node | None = None
+    attention: Attention | None = None
+    masks: set[Value] = field(default_factory=set)  # what the scores of an attention are made of beside its product
     columns: Shape | None = None  # extents of the axes that a ROWS kernel reduces
     before_anchor: set[Node] = field(default_factory=set)
     extra: float = 0.0
@@ -52,9 +66,11 @@ class Group:
     def __post_init__(self) -> None:
         self.index, self.variables = iteration(self.root.outputs[0].shape, "o") if self.root.outputs else ((), {})
         self.ranges = {**self.symbols, **self.variables}
-        self.members.append(self.root)
-        if self.kind is Kind.SINGLE:
-            return
+        if self.kind is not Kind.SINGLE:
+            self._start()
+        self._add(self.root)
+
+    def _start(self) -> None:
         self.demand[self.root.output] = {self.index}
         if self.kind is Kind.MAP:
             self._ask_operands(self.root)
@@ -70,14 +86,20 @@ class Group:
         if self.kind is Kind.SINGLE or len(self.members) >= MAX_MEMBERS:
             return False
         if inlinable(node):
-            joined = self._absorb_view(node) if self._feeds_anchor(node) else self._absorb_expression(node)
+            view = self._feeds_anchor(node) and node.output not in self.around.splats
+            joined = self._absorb_view(node) if view else self._absorb_expression(node)
         elif node.op == "reduce":
             joined = self._absorb_reduction(node)
         else:
             joined = is_contraction(node) and self._absorb_contraction(node)
         if joined:
-            self.members.append(node)
+            self._add(node)
         return joined
+
+    def _add(self, node: Node) -> None:
+        self.members.append(node)
+        if self.attention is not None and node is self.attention.second:
+            self.members.extend(reversed(self.attention.members))
 
     def can_repeat(self, node: Node) -> bool:
         """Whether this kernel could evaluate a cheap node that others evaluate too."""
@@ -89,9 +111,14 @@ class Group:
         return any(node.output in member.inputs for member in self._anchored())
 
     def _anchored(self) -> set[Node]:
-        return self.before_anchor | ({self.anchor} if self.anchor else set())
+        anchors = {self.anchor} if self.anchor else set()
+        return self.before_anchor | anchors | ({self.attention.first} if self.attention else set())
 
     def _absorb_expression(self, node: Node) -> bool:
+        if node.output in self.masks:
+            if cost(node) > 1.0:
+                return False  # a mask that takes work, which each head would do again
+            self.masks.update(node.inputs)
         extra = self._recompute_cost(node)
         if self.extra + extra > RECOMPUTE_BUDGET:
             return False
@@ -101,7 +128,7 @@ class Group:
 
     def _absorb_view(self, node: Node) -> bool:
         """A contraction reads its operands many times, so only what moves elements by affine indices is free there."""
-        if self.anchor is None or self.anchor.op != "dot_general" or node.op not in VIEWS - {"pack", "unpack"}:
+        if self.anchor is None or self.anchor.op != "dot_general" or not self._is_view(node):
             return False
         if any(node.output in member.inputs for member in self.members if member not in self._anchored()):
             return False
@@ -111,6 +138,12 @@ class Group:
         self.before_anchor.add(node)
         self._ask(asked)
         return True
+
+    def _is_view(self, node: Node) -> bool:
+        """Data movement; for attention, which copies its operands, also a scale."""
+        if self.attention is not None and node.op == "map" and node.attrs["fn"] in ("mul", "div"):
+            return node.inputs[1] in self.around.splats
+        return node.op in VIEWS - {"pack", "unpack"}
 
     def _absorb_reduction(self, node: Node) -> bool:
         """A reduction over trailing axes, asked for once per row of the root."""
@@ -190,10 +223,30 @@ class Group:
 
     def _start_anchor(self, node: Node) -> None:
         self.kind, self.anchor = Kind(CONTRACTIONS[node.op]), node
-        if node.op == "dot_general":
+        if node in self.around.attentions:
+            self._start_attention(self.around.attentions[node])
+        elif node.op == "dot_general":
             self._ask(list(zip(node.inputs, self._dot_indices(node), strict=True)))
         else:
             self._ask([(operand, iteration(operand.shape, f"w{k}")[0]) for k, operand in enumerate(node.inputs)])
+
+    def _start_attention(self, found: Attention) -> None:
+        """The softmax and the product before it; the weights' index is that of the left operand."""
+        self.kind, self.attention = Kind.ATTENTION, found
+        self._ask(list(zip(found.second.inputs, self._dot_indices(found.second), strict=True)))
+        for node in reversed(found.members):
+            for index in tuple(self.demand[node.output]):
+                self._ask(self._asked(node, index))
+        made = {node.output for node in found.members}
+        self.masks = {value for node in found.members[1:] for value in node.inputs if value not in made}
+
+    def _asked(self, node: Node, index: Shape) -> list[tuple[Value, Shape]]:
+        """The operand elements that one element of a member of an attention is made of."""
+        if node.op == "dot_general":
+            return list(zip(node.inputs, self._dot_indices(node), strict=True))
+        if node.op == "reduce":
+            return [(node.inputs[0], (*index, dims.symbol("k0")))]
+        return operand_indices(node, index, self.ranges)
 
     def _dot_indices(self, node: Node) -> list[Shape]:
         """The operands' indices; equal variables for axes that move together."""

@@ -56,7 +56,7 @@ def test_a_good_kernel_passes_and_names_what_is_checked_at_run_time():
         ("store p1[i0, 16*i3 + i4]", "store p1[i0, -1]", "p1: index -1 is outside the extent 32"),
         ("parallel i0", "for i9 in 0..1 { parallel i0", "a parallel loop is not a statement of the kernel's own block"),
         ("= load b0[i3, i4]", "= load b9[i3, i4]", "b9"),
-        ("let x0 = load p2[i0]", "let x0 = load p2[i0] prefetch b0[0, 0]", "b0 is no parameter"),
+        ("let x0 = load p2[i0]", "let x0 = load p2[i0] prefetch b0[0, 0]", "b0 is no memory"),
         ("let x0 = load p2[i0]", "let x0 = load p2[i0] prefetch p2[i0, 0]", "2 indices for p2 of rank 1"),
     ],
 )  # fmt: skip

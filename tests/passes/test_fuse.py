@@ -12,6 +12,7 @@ from tcompile.ir.interpret import interpret
 from tcompile.ir.target import named_target
 from tcompile.ir.terms import Term
 from tcompile.ir.verify import verify
+from tcompile.passes.canonicalise import Canonicalise
 from tcompile.passes.fuse import Fuse
 
 RNG = np.random.default_rng(1)
@@ -139,18 +140,45 @@ def test_sums_over_other_rows_are_not_mixed_in():
     assert [kind for kind in fused_kinds(graph, x=normal(4, 4) + 9) if kind != "reshape"] == ["rows", "map"]
 
 
-def test_attention_is_two_products_and_a_softmax():
-    b = Builder()
-    q, k, v = (Term(b, b.input(name, F32, (2, 5, 12))) for name in "qkv")
+class Heads:
+    """q, k, v of [2, 3, 5, 4] and the probabilities between them."""
 
-    def heads(x):
-        return x.reshape(2, 5, 3, 4).transpose(0, 2, 1, 3)
+    def __init__(self) -> None:
+        self.b = Builder()
+        self.q, self.k, self.v = (Term(self.b, self.b.input(name, F32, (2, 3, 5, 4))) for name in "qkv")
+        self.scores = self.q.dot(self.k, batch=((0, 1), (0, 1)), contract=((3,), (3,))) * 0.5
 
-    scores = softmax(heads(q).dot(heads(k), batch=((0, 1), (0, 1)), contract=((3,), (3,))) * 0.5)
-    mixed = scores.dot(heads(v), batch=((0, 1), (0, 1)), contract=((3,), (2,)))
-    y = mixed.transpose(0, 2, 1, 3).reshape(2, 5, 12)
-    kinds = fused_kinds(b.graph([y.value], ["y"]), **{name: normal(2, 5, 12) for name in "qkv"})
-    assert [kind for kind in kinds if kind != "reshape"] == ["dot", "rows", "dot"]
+    def mixed(self, p: Term) -> Term:
+        return p.dot(self.v, batch=((0, 1), (0, 1)), contract=((3,), (2,)))
+
+    def kinds(self, *outputs: Term, **arrays: np.ndarray) -> list[str]:
+        graph = self.b.graph([term.value for term in outputs], [f"y{k}" for k in range(len(outputs))])
+        return fused_kinds(Canonicalise().apply(graph), **{name: normal(2, 3, 5, 4) for name in "qkv"}, **arrays)
+
+
+def test_attention_is_one_kernel_with_its_mask_and_epilogue():
+    heads = Heads()
+    mask = Term(heads.b, heads.b.input("mask", F32, (2, 1, 1, 5)))
+    y = heads.mixed(softmax(heads.scores + mask)).transpose(0, 2, 1, 3) + 1.0
+    assert heads.kinds(y, mask=normal(2, 1, 1, 5)) == ["reshape", "attention"]
+
+
+def test_probabilities_that_are_wanted_are_stored():
+    heads = Heads()
+    p = softmax(heads.scores)
+    assert heads.kinds(heads.mixed(p), p) == ["dot", "rows", "dot"]
+
+
+def test_a_mask_that_takes_work_is_made_once():
+    heads = Heads()
+    mask = Term(heads.b, heads.b.input("mask", F32, (1, 1, 5, 5)))
+    assert heads.kinds(heads.mixed(softmax(heads.scores + mask.map("tanh"))), mask=normal(1, 1, 5, 5)) == ["map", "reshape", "attention"]
+
+
+def test_a_softmax_over_queries_is_no_attention():
+    heads = Heads()
+    p = softmax(heads.scores.transpose(0, 1, 3, 2)).transpose(0, 1, 3, 2)
+    assert "attention" not in heads.kinds(heads.mixed(p))
 
 
 def test_kernel_stands_after_the_symbol_it_uses():
