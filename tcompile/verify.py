@@ -12,8 +12,13 @@ from tcompile.api import compile
 from tcompile.pipeline import SILENT, Progress
 
 
-def run_onnxruntime(path: str, inputs: Mapping[str, np.ndarray], threads: int = 1) -> dict[str, np.ndarray] | None:
-    """ONNX Runtime's outputs by name; None where it is not installed or refuses the model."""
+def run_onnxruntime(
+    path: str, inputs: Mapping[str, np.ndarray], threads: int = 1, *, as_written: bool = False
+) -> dict[str, np.ndarray] | None:
+    """ONNX Runtime's outputs by name; None where it is not installed or refuses the model.
+
+    ``as_written`` turns its graph optimisations off: some replace a model's arithmetic by a coarser one.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -21,6 +26,8 @@ def run_onnxruntime(path: str, inputs: Mapping[str, np.ndarray], threads: int = 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         results = session.run(None, dict(inputs))
