@@ -18,7 +18,7 @@ from tcompile.runtime.pool import Pool, shared_pool
 from tcompile.runtime.reports import combined
 from tcompile.runtime.specs import SiteSpec
 
-PLAN = "host.json"
+PLAN, DIGEST = "host.json", "host.sha256"
 Inputs = Mapping[str, Any] | Sequence[Any]
 
 
@@ -34,7 +34,7 @@ class HostedExecutable:
         self._archive: Archive | None = archive
         self._requested = None if isinstance(threads, Pool) else threads
         self._pool = shared_pool(threads)
-        plan: Plan = read_plan(archive.part(PLAN).tobytes())
+        plan: Plan = read_plan(archive.checked(PLAN, DIGEST, "host steps"))
         self._plan = plan
         parts = [memoryview(archive.part(f"segments/{k}.tcm")) for k in range(plan.segments)]
         self._segments = [Executable(part, threads=self._pool) for part in parts]

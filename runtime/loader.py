@@ -42,6 +42,12 @@ class Archive:
         extent = self._entries.get(name, Extent(0, 0))
         return self.bytes[extent.offset : extent.offset + extent.size]
 
+    def checked(self, name: str, digest: str, what: str) -> bytes:
+        """The bytes of an entry whose SHA-256 is another entry. Raises ArtifactError where they do not match."""
+        found = self.part(name)
+        _check(_hash(found), self.part(digest).tobytes(), what)
+        return found.tobytes()
+
     def find(self, prefix: str) -> np.ndarray:
         """The bytes of the first entry whose name begins so. Raises ArtifactError where there is none."""
         for name in self._entries:

@@ -101,6 +101,13 @@ def test_the_same_model_gives_the_same_bytes(model, tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_damaged_steps_are_noticed(model, tmp_path):
+    path = tcompile.compile_file(model, tmp_path / "model.tcm")
+    data = path.read_bytes()
+    with pytest.raises(tcompile.ArtifactError, match="host steps"):
+        tcompile.load(data.replace(b'"Rome"', b'"Roma"'))
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
