@@ -33,6 +33,7 @@ FAMILIES = (
     "onnx_ngrams",
     "onnx_random",
     "onnx_training",
+    "onnx_gradient",
     "onnx_ml",
     "onnx_trees",
     "onnx_svm",

@@ -1,4 +1,4 @@
-"""The optimisers of ai.onnx.preview.training: one update of each tensor. Gradient is refused."""
+"""The optimisers of ai.onnx.preview.training: one update of each tensor."""
 
 from __future__ import annotations
 
@@ -71,9 +71,3 @@ def _momentum(ctx: OpContext, rate: Term, count: Term, x: Term, gradient: Term, 
     v = v * alpha + weight * g
     step = v if ctx.attr("mode") == "standard" else g + v * alpha
     return x - rate.convert(x.dtype) * step, v
-
-
-@onnx_op("Gradient", domain=_TRAINING)
-def gradient(ctx: OpContext) -> Value:
-    """Gradient: refused; models are compiled for inference."""
-    ctx.fail("gradients are not computed", hint="export the model for inference")
