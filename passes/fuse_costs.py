@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tcompile.ir import dims
-from tcompile.ir.dims import DimLike, Range
+from tcompile.ir.dims import DimError, DimLike, Range
 from tcompile.ir.graph import Node
 
 NOMINAL = 64  # what an unbounded symbol counts for in an estimate
@@ -34,4 +34,7 @@ def estimate(size: DimLike, symbols: dict[str, Range]) -> float:
     for name in dims.symbols(size):
         end = symbols.get(name, Range()).hi
         values[name] = min(end, 4096) if isinstance(end, int) else NOMINAL
-    return float(max(dims.evaluate(size, values), 0))
+    try:
+        return float(max(dims.evaluate(size, values), 0))
+    except DimError:  # sizes that do not go together: unlike extents broadcast, a quotient by 0
+        return float(NOMINAL)

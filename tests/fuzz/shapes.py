@@ -174,6 +174,7 @@ def gather(g: GraphDraw) -> None:
     """Indices from either side, of any rank; elements too."""
     x = g.value(lambda v: v.rank >= 1)
     axis = g.integer(0, x.rank - 1)
+    need(x.size > 0)
     rng = np.random.default_rng(g.integer(0, 1000))
     if g.flag():
         shape = g.pick(((), (1,), (3,), (2, 2)))
@@ -187,7 +188,7 @@ def gather(g: GraphDraw) -> None:
 @operation()
 def gather_nd(g: GraphDraw) -> None:
     """Points and rows."""
-    x = g.value(lambda v: v.rank >= 1)
+    x = g.value(lambda v: v.rank >= 1 and v.size > 0)
     depth, count = g.integer(1, x.rank), g.integer(1, 4)
     rng = np.random.default_rng(g.integer(0, 1000))
     points = np.stack([rng.integers(-extent, extent, count) for extent in x.shape[:depth]], -1)
@@ -197,7 +198,7 @@ def gather_nd(g: GraphDraw) -> None:
 @operation()
 def scatter(g: GraphDraw) -> None:
     """ScatterElements with each reduction, of exact values."""
-    x = g.value(lambda v: v.rank >= 1 and v.exact and v.is_float)
+    x = g.value(lambda v: v.rank >= 1 and v.exact and v.is_float and v.size > 0)
     axis, reduction = g.integer(0, x.rank - 1), g.pick(("none", "add", "max", "min"))
     rng = np.random.default_rng(g.integer(0, 1000))
     shape = [max(1, extent - 1) for extent in x.shape]
