@@ -16,7 +16,7 @@ from tcompile.ir.onnx_host_names import HostImport, outermost
 from tcompile.ir.onnx_host_ops import able, always
 from tcompile.ir.onnx_host_types import tensor, without_names
 from tcompile.ir.onnx_import import checked_opsets, import_model, model_state, raise_problems
-from tcompile.ir.onnx_inputs import InputDims, Shapes, declared_inputs
+from tcompile.ir.onnx_inputs import InputDims, Shapes, declared_inputs, require_names
 from tcompile.ir.onnx_model import ModelFiles, ModelLike, load_model
 from tcompile.ir.onnx_part import import_part, whole
 from tcompile.ir.onnx_scope import FAILED, ModelState, Problem
@@ -123,6 +123,7 @@ def _input_types(shared: HostImport, graph: onnx.GraphProto, shapes: Shapes, sta
     scope = shared.scope()
     table = InputDims(builder)
     infos = declared_inputs(graph)
+    require_names(shapes, infos)
     for info in infos:
         if shapes.get(info.name) is not None and info.type.HasField("tensor_type"):
             table.override(info.name, info.type.tensor_type, shapes[info.name])

@@ -29,9 +29,7 @@ def declare_inputs(scope: Scope, graph: Any, shapes: Shapes) -> Mapping[str, Dim
     Raises InputError for shapes that do not fit it.
     """
     infos = declared_inputs(graph)
-    unknown = set(shapes) - {info.name for info in infos}
-    if unknown:
-        raise InputError(f"the model has no input {sorted(unknown)[0]!r}", hint=f"its inputs are {', '.join(info.name for info in infos)}")
+    require_names(shapes, infos)
     table = InputDims(scope.builder)
     for info in infos:
         if shapes.get(info.name) is not None and info.type.HasField("tensor_type"):
@@ -44,6 +42,13 @@ def declare_inputs(scope: Scope, graph: Any, shapes: Shapes) -> Mapping[str, Dim
             scope.note(onnx.NodeProto(op_type="input"), info.name, (), error)
     scope.state.names.update((value, value.name) for value in scope.builder.inputs)  # elements of sequences keep theirs too
     return table.names
+
+
+def require_names(shapes: Shapes, infos: Sequence[onnx.ValueInfoProto]) -> None:
+    """Raises InputError where shapes are given for what is no input."""
+    unknown = set(shapes) - {info.name for info in infos}
+    if unknown:
+        raise InputError(f"the model has no input {sorted(unknown)[0]!r}", hint=f"its inputs are {', '.join(info.name for info in infos)}")
 
 
 def declared_inputs(graph: Any) -> list[onnx.ValueInfoProto]:

@@ -7,7 +7,7 @@ from onnx import TensorProto as T
 from onnx import helper as h
 from onnx import parser
 
-from tcompile.errors import InvalidModelError, UnsupportedError
+from tcompile.errors import InputError, InvalidModelError, UnsupportedError
 from tcompile.ir.graph import Graph
 from tcompile.ir.host import HostCall, HostProgram, NativeCall
 from tcompile.ir.onnx_host import check_program, import_program
@@ -275,6 +275,12 @@ def test_a_value_that_nothing_defines_is_named():
     model.graph.node[0].input[1] = "nowhere"
     with pytest.raises(InvalidModelError, match="nowhere"):
         import_program(model)
+
+
+def test_shapes_of_what_is_no_input_are_refused():
+    model = parsed("g (string[n] a) => (string[n] s) { s = StringConcat(a, a) }")
+    with pytest.raises(InputError, match="no input 'b'"):
+        import_program(model, {"b": [3]})
 
 
 def test_a_rank_that_nothing_tells_is_asked_for():
