@@ -29,3 +29,7 @@ class InputError(Error):
 
 class ExecutionError(Error):
     """A run that stopped: an index out of range, a dimension out of its range, no memory."""
+
+
+class OutOfMemory(Error):
+    """A device that has no room for a model, its arena or a tensor."""
