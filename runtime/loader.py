@@ -66,8 +66,7 @@ class Module:
         """
         self._archive = source if isinstance(source, Archive) else Archive(source)
         self.path = self._archive.path
-        descriptor, code = self._archive.find("descriptor.bin"), self._archive.find("code/")
-        _check(_hash(descriptor[:-_HASH_BYTES]), descriptor[-_HASH_BYTES:].tobytes(), "descriptor")
+        descriptor, code = checked_descriptor(self._archive), self._archive.find("code/")
         self._weights = _aligned(self._archive.part("weights.bin"))
         self.handle = self._open(descriptor, code)
         self._finalizer = weakref.finalize(self, abi.native.tc_close, self.handle)
@@ -101,6 +100,13 @@ class Module:
         if status:
             raise ArtifactError(text, hint="compile the model again with this version of tcompile")
         return handle.value
+
+
+def checked_descriptor(archive: Archive) -> np.ndarray:
+    """The bytes of an artifact's descriptor. Raises ArtifactError where they are not those that were written."""
+    descriptor = archive.find("descriptor.bin")
+    _check(_hash(descriptor[:-_HASH_BYTES]), descriptor[-_HASH_BYTES:].tobytes(), "descriptor")
+    return descriptor
 
 
 def _aligned(part: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ if not (_here / "ir").is_dir():  # a checkout or an editable install: the other 
     __path__.append(str(_here.parent))
 
 _LAZY = {"compile": "api", "compile_file": "api", "check": "api", "host_calls": "api", "load": "runtime", "Executable": "runtime"}
+_LAZY |= {"package": "edge_package"}
 
 __all__ = [
     "ArtifactError",
@@ -35,6 +36,7 @@ __all__ = [
     "compile_file",
     "host_calls",
     "load",
+    "package",
 ]
 
 

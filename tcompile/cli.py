@@ -1,4 +1,4 @@
-"""The command line: ``tcompile compile | run | check | verify | inspect | profile | demo``.
+"""The command line: ``tcompile compile | run | check | verify | inspect | profile | package | demo``.
 
 Exit status: 0 done; 1 an error; 2 wrong usage; 3 ``check`` found something unsupported; 4 ``verify`` found a wrong answer.
 Results go to standard output (``--json`` for machines), progress and errors to standard error.
@@ -349,6 +349,23 @@ def profile(artifact, inputs, sizes, runs, top, threads, as_json) -> None:
         click.echo(json.dumps({"seconds": measured.seconds, "threads": executable.threads, "calls": profile_rows(measured)}))
     else:
         show_profile(measured, top, console)
+
+
+@main.command(name="package")
+@click.argument("artifact", type=click.Path(exists=True, dir_okay=False))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The new folder; ARTIFACT without .tcm by default.")
+@click.option("--name", help="The C identifier of library and functions; made of the model's name by default.")
+@click.option("--target", default="native", show_default=True, help="What to compile an .onnx file for.")
+@shape_option
+def package_command(artifact, output, name, target, shapes) -> None:
+    """Makes a C project of an ARTIFACT (or an .onnx file): model, runtime source, header, example and CMake file."""
+    folder = output or Path(artifact).with_suffix("")
+    if artifact.endswith(".onnx"):
+        from tcompile.pipeline import compile_artifact
+
+        with progress_bars(quiet=False) as progress:
+            artifact = compile_artifact(artifact, target, parse_shapes(shapes), progress=progress)
+    click.echo(f"{tcompile.package(artifact, folder, name)}: cmake -B build && cmake --build build")
 
 
 @main.command()

@@ -149,3 +149,10 @@ def test_the_demo_reports_its_accuracy():
     done = run("demo")
     assert done.exit_code == 0, done.output
     assert "accuracy 98.1% on 360 held-out images" in done.output
+
+
+def test_package_makes_a_folder(artifact, tmp_path):
+    done = run("package", artifact, "-o", tmp_path / "digits", "--name", "digits")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "digits" / "include" / "digits_model.h").exists()
+    assert run("package", artifact, "-o", tmp_path / "digits").exit_code == 1

@@ -19,7 +19,7 @@ def test_the_wheel_holds_every_module_and_the_runtime(tmp_path):
     tracked = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     expected = {f"{ROOMS[Path(f).parts[0]]}/{'/'.join(Path(f).parts[1:])}" for f in tracked if Path(f).parts[0] in ROOMS}
     assert expected <= names, sorted(expected - names)
-    for extra in ("py.typed", "demo/digits.onnx", "demo/digits.npz", "runtime/native/tcompile.h"):
+    for extra in ("py.typed", "demo/digits.onnx", "demo/digits.npz", "runtime/native/tcompile.h", "edge/CMakeLists.txt", "edge/main.c"):
         assert f"tcompile/{extra}" in names
     assert any(name.startswith("tcompile/runtime/_native") and name.endswith((".so", ".pyd", ".dylib")) for name in names)
     roots = {name.split("/")[0] for name in names}
