@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from tcompile.ir.loops import (
     Alloc,
+    Atomic,
+    Barrier,
     Bitcast,
     Block,
     Cast,
     Check,
+    CommitAsync,
     Const,
+    CopyAsync,
     Expr,
     For,
     If,
@@ -22,9 +26,12 @@ from tcompile.ir.loops import (
     Op,
     Prefetch,
     Select,
+    Shuffle,
     Stmt,
     Store,
+    TileOp,
     Var,
+    WaitAsync,
     While,
 )
 from tcompile.ir.loops_evaluate import postorder
@@ -81,6 +88,26 @@ class _Writer:
             case Prefetch():
                 self.line(f"prefetch {stmt.buffer} {_shape(stmt.indices)}")
             case _:
+                self.together(stmt)
+
+    def together(self, stmt: Stmt) -> None:
+        """The statements of threads that work together."""
+        match stmt:
+            case Barrier():
+                self.line(f"barrier {stmt.scope}")
+            case CopyAsync():
+                ends = f"{stmt.target} {_shape(stmt.target_indices)} {stmt.source} {_shape(stmt.source_indices)}"
+                self.line(f"copy_async {ends} {stmt.elements} {self.optional(stmt.mask)}")
+            case CommitAsync():
+                self.line("commit_async")
+            case WaitAsync():
+                self.line(f"wait_async {stmt.pending}")
+            case Atomic():
+                self.line(f"atomic {stmt.fn} {stmt.buffer} {_shape(stmt.indices)} {self.expr(stmt.value)} {self.optional(stmt.mask)}")
+            case TileOp():
+                operands = ", ".join(f"{tile.buffer} {_shape(tile.indices)}" for tile in stmt.operands)
+                self.line(f"tile {stmt.name} {operands}")
+            case _:
                 raise TypeError(f"not a Loop IR statement: {stmt!r}")
 
     def optional(self, expr: Expr | None) -> str:
@@ -111,6 +138,8 @@ class _Writer:
                 return f"cast {self.numbers[id(expr.arg)]} {expr.dtype} {expr.saturate}"
             case Bitcast():
                 return f"bitcast {self.numbers[id(expr.arg)]} {expr.dtype}"
+            case Shuffle():
+                return f"shuffle {self.numbers[id(expr.arg)]} {expr.xor}"
             case Select():
                 parts = (expr.cond, expr.then, expr.otherwise)
                 return f"select {' '.join(str(self.numbers[id(part)]) for part in parts)}"

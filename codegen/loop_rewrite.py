@@ -12,11 +12,15 @@ from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Ranges, Shape, Symbol
 from tcompile.ir.loops import (
     Alloc,
+    Atomic,
+    Barrier,
     Bitcast,
     Block,
     Cast,
     Check,
+    CommitAsync,
     Const,
+    CopyAsync,
     Expr,
     For,
     If,
@@ -26,9 +30,13 @@ from tcompile.ir.loops import (
     Op,
     Prefetch,
     Select,
+    Shuffle,
     Stmt,
     Store,
+    Tile,
+    TileOp,
     Var,
+    WaitAsync,
     While,
 )
 
@@ -79,7 +87,27 @@ class Rewriter:
                 return (Check(self.expr(stmt.cond), stmt.status),)
             case Prefetch():
                 return (Prefetch(self.buffer(stmt.buffer), self.shape(stmt.indices)),)
+        return self.together(stmt)
+
+    def together(self, stmt: Stmt) -> Block:
+        """What replaces a statement of threads that work together."""
+        match stmt:
+            case Barrier() | CommitAsync() | WaitAsync():
+                return (stmt,)
+            case CopyAsync():
+                target, source = self.tile(Tile(stmt.target, stmt.target_indices)), self.tile(Tile(stmt.source, stmt.source_indices))
+                mask = self.optional(stmt.mask)
+                return (CopyAsync(target.buffer, target.indices, source.buffer, source.indices, stmt.elements, mask),)
+            case Atomic():
+                place = self.tile(Tile(stmt.buffer, stmt.indices))
+                return (Atomic(stmt.fn, place.buffer, place.indices, self.expr(stmt.value), self.optional(stmt.mask)),)
+            case TileOp():
+                return (TileOp(stmt.name, tuple(map(self.tile, stmt.operands))),)
         raise TypeError(f"not a Loop IR statement: {stmt!r}")
+
+    def tile(self, tile: Tile) -> Tile:
+        """What an operand of a tile operation becomes."""
+        return Tile(self.buffer(tile.buffer), self.shape(tile.indices))
 
     def index(self, expr: DimLike) -> DimLike:
         """``dim``, remembered."""
@@ -124,6 +152,9 @@ class Rewriter:
             case Bitcast():
                 arg = self.expr(expr.arg)
                 return expr if arg is expr.arg else Bitcast(arg, expr.dtype)
+            case Shuffle():
+                arg = self.expr(expr.arg)
+                return expr if arg is expr.arg else Shuffle(arg, expr.xor)
             case Select():
                 parts = (self.expr(expr.cond), self.expr(expr.then), self.expr(expr.otherwise))
                 return expr if _same(parts, (expr.cond, expr.then, expr.otherwise)) else Select(*parts)

@@ -2,12 +2,17 @@
 
     kernel  ::= Kernel(name, params, dims, body)
     stmt    ::= For | While | If | Let | Store | Alloc | Check | Prefetch | Block-as-tuple
-    expr    ::= Const | Var | Index | Load | Op | Cast | Bitcast | Select
+              | Barrier | CopyAsync | CommitAsync | WaitAsync | Atomic | TileOp         (GPU)
+    expr    ::= Const | Var | Index | Load | Op | Cast | Bitcast | Select | Shuffle (GPU)
 
 Every expression is a scalar of one element type; a ``vector`` loop makes its body run on ``width`` lanes at
 once. Indices are ``Dim`` expressions over loop variables, the kernel's dims and i64 ``Let`` variables.
 Buffers are row-major over the shape their declaration gives. An expression object that occurs twice (the same
 Python object) is evaluated once where both uses stand in one block without a store between them to what it loads.
+
+A GPU kernel is one nest: up to three ``grid`` loops, in them up to three ``block`` loops of constant extents, then the
+code of one thread. The innermost of each kind is the hardware's x. Only Lets and SHARED Allocs stand between these
+loops. The iterations of the grid loops run in any order and share nothing; those of the block loops run together.
 """
 
 from __future__ import annotations
@@ -26,8 +31,8 @@ class LoopKind(StrEnum):
     UNROLLED = "unrolled"  # constant extent; expanded when code is generated
     VECTOR = "vector"  # lanes; full vectors, then one masked tail; body holds no loop but unrolled ones
     PARALLEL = "parallel"  # outermost only: the range [begin, end) that a worker is given
-    GRID = "grid"
-    BLOCK = "block"
+    GRID = "grid"  # one iteration is one thread block; the innermost is blockIdx.x
+    BLOCK = "block"  # one iteration is one thread of the block; the innermost is threadIdx.x, lanes are its value % 32
     WARP = "warp"
     LANE = "lane"
 
@@ -36,7 +41,7 @@ class Space(StrEnum):
     """Where a buffer lives."""
 
     GLOBAL = "global"
-    SHARED = "shared"
+    SHARED = "shared"  # constant shape, one buffer for all threads of a block; declared outside of the block loops
     STACK = "stack"  # per-thread scratch: a slice of the scratch area, any size known from dims
     REGISTER = "register"  # constant shape; every index constant after unrolling (a vector lane index is)
 
@@ -115,7 +120,19 @@ class Select:
         return self.then.dtype
 
 
-Expr = Const | Var | Index | Load | Op | Cast | Bitcast | Select
+@dataclass(frozen=True, eq=False)
+class Shuffle:
+    """The value that ``arg`` has on the lane of the warp whose number differs by ``xor`` (1..31). All 32 lanes take part."""
+
+    arg: Expr
+    xor: int
+
+    @property
+    def dtype(self) -> DType:
+        return self.arg.dtype
+
+
+Expr = Const | Var | Index | Load | Op | Cast | Bitcast | Select | Shuffle
 
 
 # Statements -------------------------------------------------------------------------------------------------
@@ -206,7 +223,86 @@ class Status(StrEnum):
     MEMORY = "out of memory"
 
 
-Stmt = For | While | If | Let | Store | Alloc | Check | Prefetch
+# Statements of threads that work together (GPU) -------------------------------------------------------------
+
+
+class Scope(StrEnum):
+    """Which threads meet."""
+
+    BLOCK = "block"
+    WARP = "warp"
+
+
+@dataclass(frozen=True, eq=False)
+class Barrier:
+    """All threads of the scope get here before any goes on; what they stored before, all see after. Never under a
+    condition that may differ between them."""
+
+    scope: Scope = Scope.BLOCK
+
+
+@dataclass(frozen=True, eq=False)
+class CopyAsync:
+    """Starts copying ``elements`` consecutive elements from a GLOBAL buffer into a SHARED one, by the row-major order of both.
+
+    4, 8 or 16 bytes, both ends aligned to that. Where ``mask`` is false, zeros are written and nothing is read. Who reads them
+    awaits the group that the copy was committed to, and meets the copying threads at a Barrier after that.
+    """
+
+    target: str
+    target_indices: Shape
+    source: str
+    source_indices: Shape
+    elements: int
+    mask: Expr | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CommitAsync:
+    """This thread's copies since its last commit become a group, which may be empty."""
+
+
+@dataclass(frozen=True, eq=False)
+class WaitAsync:
+    """Waits until all but the newest ``pending`` groups of this thread are written."""
+
+    pending: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Atomic:
+    """buffer[indices] = fn(buffer[indices], value) in one step, for an ``fn`` of ATOMICS.
+
+    Only what gives the same bits in any order: integers; min and max of floats, where -0.0 is below 0.0 and NaN wins.
+    """
+
+    fn: str
+    buffer: str
+    indices: Shape
+    value: Expr
+    mask: Expr | None = None
+
+
+ATOMICS = {"add": "iu", "and": "iu", "or": "iu", "xor": "iu", "min": "iuf", "max": "iuf"}  # to the kinds of dtypes
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An operand of a TileOp: the elements of a buffer that start at ``indices``, in row-major order."""
+
+    buffer: str
+    indices: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class TileOp:
+    """An instruction of a whole warp on fragments, declared in ``ir/tileops.py`` by name. Results come first."""
+
+    name: str
+    operands: tuple[Tile, ...]
+
+
+Stmt = For | While | If | Let | Store | Alloc | Check | Prefetch | Barrier | CopyAsync | CommitAsync | WaitAsync | Atomic | TileOp
 Block = tuple[Stmt, ...]
 
 

@@ -16,7 +16,7 @@ from tcompile.errors import ExecutionError
 from tcompile.ir import casts, elementwise
 from tcompile.ir.dims import Atom, Dim, DimLike, Shape, Symbol
 from tcompile.ir.dtypes import I64, DType
-from tcompile.ir.loops import Bitcast, Cast, Const, Expr, Index, Load, Op, Select, Var
+from tcompile.ir.loops import Bitcast, Cast, Const, Expr, Index, Load, Op, Select, Shuffle, Var
 
 Value = Any  # a NumPy scalar or an array of one element per lane
 Values = Mapping[str, Any]  # dims, loop variables and Let variables by name
@@ -31,7 +31,7 @@ def operands(expr: Expr) -> tuple[Expr, ...]:
     match expr:
         case Op(args=args):
             return args
-        case Cast(arg=arg) | Bitcast(arg=arg):
+        case Cast(arg=arg) | Bitcast(arg=arg) | Shuffle(arg=arg):
             return (arg,)
         case Select():
             return (expr.cond, expr.then, expr.otherwise)
@@ -149,6 +149,10 @@ class Evaluator:
                 return casts.convert(np.asarray(memo[id(expr.arg)]), expr.dtype, saturate=expr.saturate)[()]
             case Bitcast():
                 return casts.bitcast(np.asarray(memo[id(expr.arg)]), expr.dtype)[()]
+            case Shuffle():
+                raise ExecutionError(
+                    "the interpreter runs one thread after the other: no shuffle", hint="run the kernel under the CUDA shim"
+                )
         raise TypeError(f"not a Loop IR expression: {expr!r}")
 
     def _load(self, load: Load, mask: Value | None) -> Value:

@@ -2,7 +2,9 @@
 
 Loops run in order, one statement after the other, and every access is checked. A vector loop runs its body on
 NumPy arrays with one element per lane: in chunks of ``width``, or over its whole range at once where no iteration
-can see what another stored. Fresh allocations hold NaN or a bit pattern, so that reading them shows.
+can see what another stored. Fresh allocations hold NaN or a bit pattern, so that reading them shows. Grid and block
+loops run in order as well, which is right for kernels whose threads do not meet; what makes threads meet (barriers,
+shuffles, asynchronous copies, tile operations) is refused by name: the CUDA shim of the tests runs those.
 """
 
 from __future__ import annotations
@@ -14,9 +16,32 @@ import numpy as np
 
 from tcompile.errors import ExecutionError, InvalidModelError
 from tcompile.ir import dims as dim
+from tcompile.ir import dtypes, elementwise
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.dtypes import DType
-from tcompile.ir.loops import Alloc, Block, Check, For, If, Kernel, Let, Load, LoopKind, Param, Prefetch, Status, Stmt, Store, While
+from tcompile.ir.loops import (
+    Alloc,
+    Atomic,
+    Barrier,
+    Block,
+    Check,
+    CommitAsync,
+    CopyAsync,
+    For,
+    If,
+    Kernel,
+    Let,
+    Load,
+    LoopKind,
+    Param,
+    Prefetch,
+    Status,
+    Stmt,
+    Store,
+    TileOp,
+    WaitAsync,
+    While,
+)
 from tcompile.ir.loops_evaluate import Evaluator, compile_dim, postorder
 
 
@@ -38,8 +63,10 @@ def run_kernel(kernel: Kernel, arrays: Sequence[np.ndarray], dims: Sequence[int]
 def expressions(stmt: Stmt) -> tuple:
     """The expressions a statement evaluates itself (not those of nested blocks)."""
     match stmt:
-        case Store(value=value, mask=mask):
+        case Store(value=value, mask=mask) | Atomic(value=value, mask=mask):
             return (value,) if mask is None else (value, mask)
+        case CopyAsync(mask=mask) if mask is not None:
+            return (mask,)
         case Let(value=value):
             return (value,)
         case Check(cond=cond) | If(cond=cond) | While(cond=cond):
@@ -120,6 +147,13 @@ class _Run:
                     raise _Stop(stmt.status)
             case Prefetch():
                 pass
+            case Atomic():
+                self.atomic(stmt)
+            case Barrier() | CopyAsync() | CommitAsync() | WaitAsync() | TileOp():
+                name = type(stmt).__name__
+                raise ExecutionError(
+                    f"the interpreter runs one thread after the other: no {name}", hint="run the kernel under the CUDA shim"
+                )
             case _:
                 raise TypeError(f"not a Loop IR statement: {stmt!r}")
 
@@ -183,6 +217,23 @@ class _Run:
         if np.ndim(value) and not any(map(np.ndim, position)):
             value = value[-1]  # all lanes write one element: the last one stays
         self.buffers[store.buffer][position] = value
+
+    def atomic(self, stmt: Atomic) -> None:
+        value, *masks = self.evaluate(*expressions(stmt))
+        for lane in range(max(self.lanes, 1)):
+            if masks and not np.broadcast_to(masks[0], max(self.lanes, 1))[lane]:
+                continue
+            at = tuple(int(np.broadcast_to(index, max(self.lanes, 1))[lane]) for index in self.evaluate.position(stmt.indices))
+            self.evaluate.check(stmt.buffer, stmt.indices, at)
+            buffer = self.buffers[stmt.buffer]
+            buffer[at] = combine_atomic(stmt.fn, buffer[at], np.broadcast_to(value, max(self.lanes, 1))[lane])
+
+
+def combine_atomic(fn: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """What an Atomic of ``fn`` leaves of two values: the same whichever came first."""
+    if fn in ("min", "max") and np.asarray(a == b).all() and dtypes.from_numpy(np.asarray(a).dtype).is_float:
+        return a if bool(np.signbit(np.float64(a))) == (fn == "min") else b
+    return elementwise.apply(fn, (a, b))[()]
 
 
 def _view(kernel: Kernel, param: Param, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Reads the text of kernels back (the grammar is shown in ``ir/loops_text.py``).
 
 Names must be words (as ``codegen/canonical.py`` gives them). What parses may still break an invariant: ``ir/loops_verify.py``
-says so. Line breaks and indentation mean nothing; ``;`` starts a comment.
+says so. Line breaks and indentation mean nothing, but that a mask stands on the line of its access; ``;`` starts a comment.
 """
 
 from __future__ import annotations
@@ -17,11 +17,15 @@ from tcompile.ir.dtypes import BOOL, DType
 from tcompile.ir.loops import (
     Access,
     Alloc,
+    Atomic,
+    Barrier,
     Bitcast,
     Block,
     Cast,
     Check,
+    CommitAsync,
     Const,
+    CopyAsync,
     Expr,
     For,
     If,
@@ -33,12 +37,17 @@ from tcompile.ir.loops import (
     Op,
     Param,
     Prefetch,
+    Scope,
     Select,
+    Shuffle,
     Space,
     Status,
     Stmt,
     Store,
+    Tile,
+    TileOp,
     Var,
+    WaitAsync,
     While,
 )
 
@@ -190,7 +199,7 @@ class _Parser:
         match word:
             case "store":
                 buffer, indices = self.name(), self.indices()
-                mask = self.expr() if self.take("if") else None
+                mask = self.mask()
                 self.expect("=")
                 return Store(buffer, indices, self.expr(), mask)
             case "let":
@@ -211,9 +220,43 @@ class _Parser:
                 return Check(cond, Status[self.name()])
             case "prefetch":
                 return Prefetch(self.name(), self.indices())
-        if word not in _LOOPS:
-            raise _Unexpected(f"expected a statement, got {word!r}")
-        return self.loop(_LOOPS[word])
+        return self.loop(_LOOPS[word]) if word in _LOOPS else self.together(word)
+
+    def together(self, word: str) -> Stmt:
+        """The statements of threads that work together."""
+        match word:
+            case "barrier":
+                return Barrier(Scope(self.name()))
+            case "copy_async":
+                target = self.tile()
+                self.expect("=")
+                source = self.tile()
+                self.expect("elements")
+                elements = int(self.need(_INTEGER, "a count"))
+                mask = self.mask()
+                return CopyAsync(target.buffer, target.indices, source.buffer, source.indices, elements, mask)
+            case "commit_async":
+                return CommitAsync()
+            case "wait_async":
+                return WaitAsync(int(self.need(_INTEGER, "a count of groups")))
+            case "atomic":
+                fn, place = self.name(), self.tile()
+                mask = self.mask()
+                self.expect("=")
+                return Atomic(fn, place.buffer, place.indices, self.expr(), mask)
+            case "tile":
+                name = self.name()
+                self.expect("(")
+                return TileOp(name, tuple(self.list(")", self.tile)))
+        raise _Unexpected(f"expected a statement, got {word!r}")
+
+    def mask(self) -> Expr | None:
+        """A mask, which begins on the line of its access: an ``if`` on the next line is a statement."""
+        line = self.text[self.at :].split("\n", 1)[0]
+        return self.expr() if line.split(";")[0].strip() and self.take("if") else None
+
+    def tile(self) -> Tile:
+        return Tile(self.name(), self.indices())
 
     def loop(self, kind: LoopKind) -> For:
         var = self.name()
@@ -251,7 +294,7 @@ class _Parser:
             case "load":
                 buffer = self.name()
                 indices = self.indices()
-                return Load(buffer, indices, self.buffers[buffer], self.expr() if self.take("if") else None)
+                return Load(buffer, indices, self.buffers[buffer], self.mask())
         if not self.take("("):
             return Var(word, self.variables[word])
         if word == "index":
@@ -271,5 +314,11 @@ class _Parser:
                 return Bitcast(arg, dtype) if word == "bitcast" else Cast(arg, dtype, not wrap)
             case "select":
                 return Select(*self.list(")", self.expr))
+            case "shuffle":
+                arg = self.expr()
+                self.expect(",")
+                xor = int(self.need(_INTEGER, "a lane mask"))
+                self.expect(")")
+                return Shuffle(arg, xor)
         args = tuple(self.list(")", self.expr))
         return Op(word, args, elementwise.result_dtype(word, [arg.dtype for arg in args]))

@@ -21,11 +21,15 @@ from collections.abc import Iterable
 from tcompile.ir.dims import DimLike
 from tcompile.ir.loops import (
     Alloc,
+    Atomic,
+    Barrier,
     Bitcast,
     Block,
     Cast,
     Check,
+    CommitAsync,
     Const,
+    CopyAsync,
     Expr,
     For,
     If,
@@ -38,9 +42,12 @@ from tcompile.ir.loops import (
     Param,
     Prefetch,
     Select,
+    Shuffle,
     Stmt,
     Store,
+    TileOp,
     Var,
+    WaitAsync,
     While,
 )
 from tcompile.ir.loops_evaluate import operands, postorder
@@ -118,6 +125,29 @@ class _Writer:
             case Prefetch():
                 self.line(depth, f"prefetch {stmt.buffer}{_indices(stmt.indices)}")
             case _:
+                self.together(stmt, depth)
+
+    def together(self, stmt: Stmt, depth: int) -> None:
+        """The statements of threads that work together."""
+        match stmt:
+            case Barrier():
+                self.line(depth, f"barrier {stmt.scope}")
+            case CopyAsync():
+                mask = self.exprs(expressions(stmt), depth)
+                ends = f"{stmt.target}{_indices(stmt.target_indices)} = {stmt.source}{_indices(stmt.source_indices)}"
+                self.line(depth, f"copy_async {ends} elements {stmt.elements}{f' if {mask[0]}' if mask else ''}")
+            case CommitAsync():
+                self.line(depth, "commit_async")
+            case WaitAsync():
+                self.line(depth, f"wait_async {stmt.pending}")
+            case Atomic():
+                value, *mask = self.exprs(expressions(stmt), depth)
+                guard = f" if {mask[0]}" if mask else ""
+                self.line(depth, f"atomic {stmt.fn} {stmt.buffer}{_indices(stmt.indices)}{guard} = {value}")
+            case TileOp():
+                operands = ", ".join(f"{tile.buffer}{_indices(tile.indices)}" for tile in stmt.operands)
+                self.line(depth, f"tile {stmt.name}({operands})")
+            case _:
                 raise TypeError(f"not a Loop IR statement: {stmt!r}")
 
     def nested(self, head: str, body: Block, depth: int) -> None:
@@ -177,6 +207,8 @@ def _expression(expr: Expr, args: list[str]) -> str:
             return f"cast({args[0]}, {dtype}{'' if saturate else ', wrap'})"
         case Bitcast(dtype=dtype):
             return f"bitcast({args[0]}, {dtype})"
+        case Shuffle(xor=xor):
+            return f"shuffle({args[0]}, {xor})"
     raise TypeError(f"not a Loop IR expression: {expr!r}")
 
 

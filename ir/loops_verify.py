@@ -12,6 +12,7 @@
 8. No access that always happens lies outside its buffer wherever the loops' ranges prove that; ``unproved_accesses``
    lists those that nothing proves to be inside.
 9. ``aliases`` are pairs of different parameters of one dtype.
+10. A GPU kernel is one nest whose threads meet uniformly: ``ir/loops_verify_gpu.py``.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ from tcompile.ir import dims, elementwise
 from tcompile.ir.dims import DimLike, Range, Ranges, Shape
 from tcompile.ir.dtypes import BOOL, I64, DType
 from tcompile.ir.loops import (
+    ATOMICS,
     Access,
     Alloc,
+    Atomic,
+    Barrier,
     Bitcast,
     Block,
     Cast,
     Check,
+    CommitAsync,
     Const,
+    CopyAsync,
     Expr,
     For,
     If,
@@ -43,14 +49,20 @@ from tcompile.ir.loops import (
     Op,
     Prefetch,
     Select,
+    Shuffle,
     Space,
     Stmt,
     Store,
+    Tile,
+    TileOp,
     Var,
+    WaitAsync,
     While,
 )
 from tcompile.ir.loops_evaluate import postorder
 from tcompile.ir.loops_interpret import expressions, walk
+from tcompile.ir.loops_verify_gpu import verify_gpu
+from tcompile.ir.tileops import Fragment, tile_spec
 
 
 def verify_kernel(kernel: Kernel, ranges: Ranges | None = None) -> None:
@@ -107,6 +119,8 @@ class _Verifier:
         self.symbols(kernel.flops)
         self.parallel()
         self.block(kernel.body)
+        self.where = ""
+        verify_gpu(kernel, self.need)
 
     def need(self, holds: bool, problem: str) -> None:
         if not holds:
@@ -185,7 +199,57 @@ class _Verifier:
             case For():
                 self.loop(stmt)
             case _:
+                self.together(stmt)
+
+    def together(self, stmt: Stmt) -> None:
+        """The statements of threads that work together."""
+        match stmt:
+            case Barrier() | CommitAsync() | WaitAsync():
+                self.need(not self.scope.vector, f"{_head(stmt)} stands in a vector loop")
+            case CopyAsync():
+                self.copy_async(stmt)
+            case Atomic():
+                buffer = self.access(stmt.buffer, stmt.indices, guarded=stmt.mask is not None)
+                self.need(buffer.writable and buffer.space in (Space.GLOBAL, Space.SHARED), f"{stmt.buffer} is no memory to write to")
+                self.need(stmt.value.dtype == buffer.dtype, f"{stmt.buffer} is {buffer.dtype}, the value {stmt.value.dtype}")
+                fits = stmt.value.dtype.kind in ATOMICS.get(stmt.fn, "") and stmt.value.dtype.bits >= 8
+                self.need(fits, f"no atomic {stmt.fn} of {stmt.value.dtype} gives the same bits in any order")
+                self.mask(stmt.mask)
+            case TileOp():
+                self.tile_op(stmt)
+            case _:
                 self.need(False, f"not a Loop IR statement: {stmt!r}")
+
+    def copy_async(self, copy: CopyAsync) -> None:
+        self.need(not self.scope.vector, "a CopyAsync stands in a vector loop")
+        target = self.access(copy.target, copy.target_indices, guarded=False)
+        source = self.access(copy.source, copy.source_indices, guarded=copy.mask is not None)
+        self.need(target.space is Space.SHARED, f"{copy.target} is no shared memory")
+        self.need(source.space is Space.GLOBAL, f"{copy.source} is no global memory")
+        self.need(target.dtype == source.dtype, f"{copy.target} is {target.dtype}, {copy.source} {source.dtype}")
+        size = copy.elements * target.dtype.bytes
+        self.need(size in (4, 8, 16), f"an asynchronous copy of {size} bytes; it copies 4, 8 or 16")
+        self.mask(copy.mask)
+
+    def tile_op(self, op: TileOp) -> None:
+        self.need(not self.scope.vector, "a TileOp stands in a vector loop")
+        spec = tile_spec(op.name)
+        self.need(len(op.operands) == len(spec.fragments), f"{op.name} takes {len(spec.fragments)} operands, got {len(op.operands)}")
+        chosen = [self.fragment(op.name, tile, fragment) for tile, fragment in zip(op.operands, spec.fragments, strict=True)]
+        free = {dtype for dtype, fragment in zip(chosen, spec.fragments, strict=True) if len(fragment.dtypes) > 1}
+        self.need(len(free) <= 1, f"{op.name} of {' and '.join(sorted(map(str, free)))}: expected one dtype")
+
+    def fragment(self, op: str, tile: Tile, fragment: Fragment) -> DType:
+        buffer = self.access(tile.buffer, tile.indices, guarded=False)
+        names = " or ".join(map(str, fragment.dtypes))
+        self.need(buffer.dtype in fragment.dtypes, f"{op}: {fragment.name} is {names}, {tile.buffer} {buffer.dtype}")
+        self.need(buffer.space is fragment.space, f"{op}: {fragment.name} lies in {fragment.space} memory, {tile.buffer} does not")
+        start: DimLike = 0
+        for index, extent in zip(tile.indices, buffer.shape, strict=True):
+            start = start * extent + index
+        room = dims.product(buffer.shape) - fragment.elements(buffer.dtype) - start
+        self.need(dims.nonnegative(room, self.scope.ranges), f"{op}: {fragment.name} reaches beyond {tile.buffer}")
+        return buffer.dtype
 
     def loop(self, loop: For) -> None:
         self.symbols(loop.extent)
@@ -260,6 +324,8 @@ class _Verifier:
                 self.need(same, f"select between {expr.then.dtype} and {expr.otherwise.dtype}")
             case Bitcast():
                 self.need(expr.arg.dtype.bits == expr.dtype.bits, f"bitcast of {expr.arg.dtype} to {expr.dtype}")
+            case Shuffle():
+                self.need(0 < expr.xor < 32, f"a shuffle by {expr.xor}; it is by 1 to 31")
             case Cast():
                 pass
             case _:
@@ -338,4 +404,6 @@ def _head(stmt: Stmt) -> str:
             return f"{type(stmt).__name__.lower()} {stmt.name}"
         case For():
             return f"{stmt.kind} {stmt.var}"
+        case TileOp():
+            return f"tile {stmt.name}"
     return type(stmt).__name__.lower()
