@@ -29,7 +29,7 @@ from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.ops_contraction import free_axes
 from tcompile.ir.target import Target
-from tcompile.ir.tiles import MANY_ROWS, MOST_ROWS, Tile, accumulator_type, best_tile, fits, lanes, step_cycles
+from tcompile.ir.tiles import MANY_ROWS, MOST_ROWS, Tile, accumulator_type, best_tile, lanes, matrix_fits, step_cycles
 
 CHUNK_ROWS = 128  # rows of one task where there are many
 LINE_BYTES = 64
@@ -310,7 +310,7 @@ def packed_tile(target: Target, problem: Problem, width: int) -> Tile:
         for vectors in range(1, width // lane_count + 1)
         if width % (vectors * lane_count) == 0
         for rows in ((8, 4, 2, 1) if symbolic else range(1, min(limit, MOST_ROWS) + 1))
-        if fits(target, rows, vectors)
+        if matrix_fits(target, rows, vectors)
     ]
     return min(sizes, key=lambda item: item[0])[1]
 

@@ -20,7 +20,8 @@ class Target:
     the widest vector register, ``vector_registers`` how many there are. ``mask_bytes`` holds the element sizes whose
     contiguous vectors load and store under a lane mask in one instruction. ``half`` says that f16 <-> f32 conversions
     are exact single instructions, ``nan_minmax`` that one instruction computes a minimum that propagates NaN,
-    ``saturating_casts`` that float to integer conversions saturate.
+    ``saturating_casts`` that float to integer conversions saturate, ``early_loads`` that the elements of a matrix's rows wait
+    in a register each, where others multiply by them from memory.
     ``fma_ports`` vector FMAs start each cycle and take ``fma_latency`` cycles, while ``load_ports`` loads do. Cache sizes
     are bytes a core may count on. ``host_ops`` says that Python runs the models there, and so can run operators on strings.
     """
@@ -36,6 +37,7 @@ class Target:
     half: bool = False
     nan_minmax: bool = False
     saturating_casts: bool = False
+    early_loads: bool = False
     fma_ports: int = 2
     fma_latency: int = 4
     load_ports: int = 2
@@ -58,7 +60,18 @@ class Target:
 _NAMED = (
     Target("x86-64-v3", "x86_64-unknown-linux-gnu", "x86-64-v3", (), 32, 16, mask_bytes=(4, 8), half=True),
     Target("x86-64-v4", "x86_64-unknown-linux-gnu", "x86-64-v4", (), 64, 32, mask_bytes=(1, 2, 4, 8), half=True, l2_bytes=1 << 20),
-    Target("aarch64-linux", "aarch64-unknown-linux-gnu", "generic", ("neon",), 16, 32, half=True, nan_minmax=True, saturating_casts=True),
+    Target(
+        "aarch64-linux",
+        "aarch64-unknown-linux-gnu",
+        "generic",
+        ("neon",),
+        16,
+        32,
+        half=True,
+        nan_minmax=True,
+        saturating_casts=True,
+        early_loads=True,
+    ),
 )
 
 

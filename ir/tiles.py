@@ -43,9 +43,14 @@ def lanes(target: Target, dtype: DType) -> int:
     return max(target.vector_bytes // dtype.bytes, 1)
 
 
-def fits(target: Target, rows: int, vectors: int) -> bool:
-    """Whether accumulators, one row of weights and a broadcast stay in registers."""
-    return rows * vectors + vectors + 1 <= target.vector_registers
+def fits(target: Target, rows: int, vectors: int, broadcasts: int = 1) -> bool:
+    """Whether accumulators, one row of weights and the broadcasts stay in registers."""
+    return rows * vectors + vectors + broadcasts <= target.vector_registers
+
+
+def matrix_fits(target: Target, rows: int, vectors: int) -> bool:
+    """Whether a tile stays in registers whose rows' elements lie apart in memory."""
+    return fits(target, rows, vectors, rows if target.early_loads else 1)
 
 
 def best_tile(target: Target, rows: DimLike, columns: int, lane_count: int) -> Tile:
@@ -56,7 +61,7 @@ def best_tile(target: Target, rows: DimLike, columns: int, lane_count: int) -> T
     for vectors in range(1, min(total, 8) + 1):
         for height in range(1, min(limit, MOST_ROWS) + 1):
             # run-time row counts are covered by a power of two and its halves
-            if not fits(target, height, vectors) or (not isinstance(rows, int) and height not in (1, 2, 4, 8)):
+            if not matrix_fits(target, height, vectors) or (not isinstance(rows, int) and height not in (1, 2, 4, 8)):
                 continue
             work = _work(target, limit, total, height, vectors)
             if best is None or work < best[0]:

@@ -1,0 +1,67 @@
+"""The inner loops that templates come down to: full register tiles of FMAs, and nothing spilled, on every target."""
+
+import numpy as np
+import pytest
+
+from tcompile.codegen.cpu_llvm import emit_kernel
+from tcompile.codegen.cpu_object import assembly
+from tcompile.codegen.lower import lower
+from tcompile.ir.build import Builder
+from tcompile.ir.dtypes import F32
+from tcompile.ir.program_text import program_kernels
+from tcompile.ir.target import named_target
+from tcompile.pipeline import optimise
+from tests.codegen.inner_loops import inner_loops
+
+TARGETS = ("x86-64-v3", "x86-64-v4", "aarch64-linux")
+
+
+def _constant(b, *shape):
+    return b.constant(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+
+
+def _conv(size=28, channels=64, kernel=3, stride=1, groups=1):
+    def build(b):
+        x = b.input("x", F32, (1, channels, size, size))
+        low = (kernel // 2,) * 2
+        attrs = {"strides": (stride,) * 2, "lhs_dilation": (1, 1), "dilation": (1, 1), "low": low, "high": low, "groups": groups}
+        return b.emit("conv", x, _constant(b, 64, channels // groups, kernel, kernel), **attrs, dtype=F32)
+
+    return build
+
+
+def _dot(rows):
+    def build(b):
+        x = b.input("x", F32, (rows, 512))
+        return b.emit("dot_general", x, _constant(b, 512, 768), batch=((), ()), contract=((1,), (0,)), dtype=F32)
+
+    return build
+
+
+# The layer, its template, and the least number of FMAs that a turn of its busiest loop holds: what hides the latency of two FMAs
+# a cycle is 8 of them.
+LAYERS = {
+    "pointwise": (_conv(kernel=1), "conv", 10),
+    "strided": (_conv(stride=2), "conv", 10),
+    "winograd": (_conv(), "winograd", 12),
+    "5x5": (_conv(kernel=5), "conv", 10),
+    "stem": (_conv(112, 3, 7, 2), "conv", 10),
+    "depthwise": (_conv(groups=64), "depthwise", 20),
+    "depthwise strided": (_conv(groups=64, stride=2), "depthwise", 20),
+    "matrix": (_dot(128), "gemm", 12),
+    "vector": (_dot(1), "gemm", 7),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_busiest_loop(name, layer):
+    build, template, least = LAYERS[layer]
+    b, target = Builder(), named_target(name)
+    graph = optimise(b.graph([build(b)], ["y"]), target)
+    (kernel,) = (k for k in program_kernels(lower(graph, target)) if k.tags.get("template") == template)
+    loops = inner_loops(assembly(emit_kernel(kernel, target), target), target.arch)
+    busiest = max(loops, key=lambda loop: (loop.fmas, -loop.instructions))
+    assert busiest.fmas >= least, busiest
+    assert 2 * busiest.fmas >= busiest.instructions, busiest  # the rest are loads, broadcasts, and the loop itself
+    assert busiest.spills == 0 and busiest.stack <= 2, busiest  # an address or two may be reloaded
