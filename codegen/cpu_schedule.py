@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tcompile.codegen.draft import Draft
 from tcompile.codegen.schedule import Names, collapse, flatten, map_loops, split, vectorise
 from tcompile.codegen.schedule_access import Access, accesses, drop_unused, has_loops, only_loop
 from tcompile.codegen.schedule_distribute import distribute
 from tcompile.codegen.schedule_lanes import accumulation, lanes_of
 from tcompile.codegen.schedule_transpose import blocks_of, find_turn
+from tcompile.codegen.templates import Built
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike
 from tcompile.ir.dtypes import BOOL, I64
@@ -35,6 +37,12 @@ _TRANSCENDENTAL = frozenset(
     | {"asinh", "acosh", "atanh", "erf", "sigmoid", "pow", "fmod"}
 )
 _SMALL_WINDOW = 9  # turns of a constant inner loop that are written out
+
+
+def scheduled(draft: Draft, target: Target) -> list[Built]:
+    """The one kernel of a draft, made fast."""
+    kernel, values = draft.finish()
+    return [Built(schedule(kernel, draft.nest.independent, draft.nest.folds, target), values)]
 
 
 def schedule(kernel: Kernel, independent: set[str], folds: set[str], target: Target) -> Kernel:

@@ -162,7 +162,7 @@ def _run(node: Node, state: State) -> None:
             raise UnsupportedError(f"{node.op} ({', '.join(node.source)}) has no kernel for {state.target.name}")
         _unfused(node, state)
         return
-    outputs = set(node.outputs)
+    outputs = {*node.outputs, *(value for launch in found for value in launch.scratch)}
     for launch in found:
         buffers = tuple(state.destination(value) if value in outputs else state.location(value) for value in launch.values)
         values = tuple(map(dims.symbol, launch.symbols))

@@ -13,7 +13,7 @@ from typing import Any
 
 from tcompile.codegen.draft import Draft
 from tcompile.codegen.lower import alias, homes, lower_nodes
-from tcompile.codegen.lower_node import launch_of
+from tcompile.codegen.lower_node import launches_of
 from tcompile.codegen.lower_state import State
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range
@@ -178,9 +178,9 @@ class _LoopLowering:
         size = element.type.size
         with draft.nest.loop(size, independent=True) as k:
             draft.nest.store(draft.write(stack), dims.symbol(self.counter) * size + k, draft.inliner.flat(element, k))
-        launch = launch_of(draft, state.scope, state.target)
-        buffers = tuple(buffer if value is stack else state.location(value) for value in launch.values)
-        state.emit(Call(state.kernel(launch.kernel), buffers, tuple(map(dims.symbol, launch.symbols)), self.node.source))
+        for launch in launches_of(draft, state.scope, state.target):
+            buffers = tuple(buffer if value is stack else state.location(value) for value in launch.values)
+            state.emit(Call(state.kernel(launch.kernel), buffers, tuple(map(dims.symbol, launch.symbols)), self.node.source))
 
     def _carry_over(self) -> None:
         """The values of this turn become those that the next one starts with, all at once."""

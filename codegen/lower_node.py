@@ -1,13 +1,15 @@
-"""One node to kernels: a template where one takes it, else the naive loops of its op under the default schedule."""
+"""One node to kernels: a template where one takes it, else the naive loops of its op under the default schedule.
+
+Which templates and which schedule is a matter of the target's backend.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tcompile.codegen import cpu_templates
+from tcompile.codegen import cpu_schedule, cpu_templates, cuda_schedule, cuda_templates
 from tcompile.codegen.canonical import canonical
-from tcompile.codegen.cpu_schedule import schedule
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.inline import INLINABLE
 from tcompile.codegen.lower_blocked import lower_conv_blocked, lower_conv_stem, lower_depthwise, lower_dot_packed
@@ -20,11 +22,17 @@ from tcompile.codegen.lower_sort import lower_sort
 from tcompile.codegen.lower_window import lower_cumulative, lower_reduce_window
 from tcompile.codegen.node_key import NodeKey
 from tcompile.codegen.templates import Built, from_template, key_of
-from tcompile.ir.graph import Node, Value
+from tcompile.ir import dims
+from tcompile.ir.dims import Shape
+from tcompile.ir.dtypes import DType
+from tcompile.ir.graph import Node, TensorType, Value
 from tcompile.ir.loops import Kernel
 from tcompile.ir.target import Target
 
-assert cpu_templates.ALL  # registered by being imported
+assert cpu_templates.ALL and cuda_templates.ALL  # registered by being imported
+
+Schedule = Callable[[Draft, Target], list[Built]]
+SCHEDULES: dict[str, Schedule] = {"cpu": cpu_schedule.scheduled, "cuda": cuda_schedule.scheduled}  # by the target's backend
 
 _NAIVE: dict[str, Callable[[Node, Scope], list[Draft]]] = {
     **dict.fromkeys(sorted(INLINABLE - {"constant", "dim"}), lower_map),
@@ -51,11 +59,12 @@ _NAIVE: dict[str, Callable[[Node, Scope], list[Draft]]] = {
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """A canonical kernel applied: the values of its parameters and the symbols of its dims."""
+    """A canonical kernel applied: the values of its parameters and the symbols of its dims; ``scratch`` as in ``Built``."""
 
     kernel: Kernel
     values: tuple[Value, ...]
     symbols: tuple[str, ...]
+    scratch: tuple[Value, ...] = ()
 
 
 def has_naive(node: Node) -> bool:
@@ -73,18 +82,35 @@ def launches(node: Node, scope: Scope, target: Target) -> list[Launch] | None:
     built: list[Draft | Built] | None = from_template(node, scope, target)
     if built is None and not has_naive(node):
         return None
-    return [launch_of(made, scope, target) for made in (naive(node, scope) if built is None else built)]
+    return [launch for made in (naive(node, scope) if built is None else built) for launch in launches_of(made, scope, target)]
 
 
-def launch_of(made: Draft | Built, scope: Scope, target: Target) -> Launch:
-    """One kernel, scheduled and canonical."""
-    if isinstance(made, Draft):
-        kernel, values = made.finish()
-        kernel = schedule(kernel, made.nest.independent, made.nest.folds, target)
-    else:
-        kernel, values = made.kernel, made.values
-    kernel, symbols = canonical(kernel, scope.ranges)
-    return Launch(kernel, values, symbols)
+def launches_of(made: Draft | Built, scope: Scope, target: Target) -> list[Launch]:
+    """The kernels of a draft, scheduled and canonical."""
+    found = []
+    for one in SCHEDULES[target.backend](made, target) if isinstance(made, Draft) else [made]:
+        kernel, symbols = canonical(one.kernel, scope.ranges)
+        found.append(Launch(kernel, one.values, symbols, one.scratch))
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Scratch:
+    """Memory between kernels, its shape over the numbered symbols of a key."""
+
+    name: str
+    dtype: DType
+    shape: Shape
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A launch with the positions of values and symbols in their key; scratch values stand behind those of the key."""
+
+    kernel: Kernel
+    values: tuple[int, ...]
+    symbols: tuple[int, ...]
+    scratch: tuple[int, ...]
 
 
 class Launches:
@@ -92,24 +118,49 @@ class Launches:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self._known: dict[str, list[tuple[Kernel, tuple[int, ...], tuple[int, ...]]] | None] = {}
+        self._known: dict[str, tuple[list[_Known], list[_Scratch]] | None] = {}
 
     def of(self, node: Node, scope: Scope) -> list[Launch] | None:
         """As ``launches(node, scope, target)``."""
         key = NodeKey(node, scope)
         if key.text not in self._known:
             found = launches(node, scope, self.target)
-            self._known[key.text] = None if found is None else [_positions(launch, key) for launch in found]
+            self._known[key.text] = None if found is None else _positions(found, key)
         known = self._known[key.text]
         if known is None:
             return None
+        calls, scratch = known
+        names = {f"{k}": dims.symbol(name) for k, name in enumerate(key.symbols)}
+        values = [*key.values, *(_fresh(one, names) for one in scratch)]
         return [
-            Launch(kernel, tuple(key.values[k] for k in values), tuple(key.symbols[k] for k in symbols))
-            for kernel, values, symbols in known
+            Launch(
+                call.kernel,
+                tuple(values[k] for k in call.values),
+                tuple(key.symbols[k] for k in call.symbols),
+                tuple(values[k] for k in call.scratch),
+            )
+            for call in calls
         ]
 
 
-def _positions(launch: Launch, key: NodeKey) -> tuple[Kernel, tuple[int, ...], tuple[int, ...]]:
+def _fresh(scratch: _Scratch, names: dict[str, dims.DimLike]) -> Value:
+    shape = tuple(dims.substitute(extent, names) for extent in scratch.shape)
+    return Value(scratch.name, TensorType(scratch.dtype, shape))
+
+
+def _positions(found: list[Launch], key: NodeKey) -> tuple[list[_Known], list[_Scratch]]:
     values = {value: k for k, value in enumerate(key.values)}
     symbols = {name: k for k, name in enumerate(key.symbols)}
-    return launch.kernel, tuple(values[value] for value in launch.values), tuple(symbols[name] for name in launch.symbols)
+    numbers = {name: dims.symbol(f"{k}") for name, k in symbols.items()}
+    memory = dict.fromkeys(value for launch in found for value in launch.scratch)
+    values.update({value: len(values) + k for k, value in enumerate(memory)})
+    scratch = [_Scratch(one.name, one.dtype, tuple(dims.substitute(extent, numbers) for extent in one.shape)) for one in memory]
+    return [
+        _Known(
+            launch.kernel,
+            tuple(values[value] for value in launch.values),
+            tuple(symbols[name] for name in launch.symbols),
+            tuple(values[value] for value in launch.scratch),
+        )
+        for launch in found
+    ], scratch

@@ -3,7 +3,7 @@
     @template("dot_general")
     def gemm(node, scope, target): ...     # -> list[Draft or Built], or None where the template does not apply
 
-Templates are tried in the order of registration, the last registered first.
+Templates are tried in the order of registration, the last registered first. Each belongs to one backend.
 """
 
 from __future__ import annotations
@@ -19,21 +19,25 @@ from tcompile.ir.target import Target
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """A kernel that is scheduled already, and the values its parameters stand for (names and dims as in the graph)."""
+    """A kernel that is scheduled already, and the values its parameters stand for (names and dims as in the graph).
+
+    ``scratch`` are those of the values that are memory between the kernels of one node; kernels that share one name it alike.
+    """
 
     kernel: Kernel
     values: tuple[Value, ...]
+    scratch: tuple[Value, ...] = ()
 
 
 Template = Callable[[Node, Scope, Target], "list[Draft | Built] | None"]
-_TEMPLATES: dict[str, list[Template]] = {}
+_TEMPLATES: dict[tuple[str, str], list[Template]] = {}
 
 
-def template(key: str) -> Callable[[Template], Template]:
+def template(key: str, backend: str = "cpu") -> Callable[[Template], Template]:
     """Registers a template for an op, or for a kind of fused region: ``template("fused.dot")``."""
 
     def register(builder: Template) -> Template:
-        _TEMPLATES.setdefault(key, []).insert(0, builder)
+        _TEMPLATES.setdefault((backend, key), []).insert(0, builder)
         return builder
 
     return register
@@ -46,7 +50,7 @@ def key_of(node: Node) -> str:
 
 def from_template(node: Node, scope: Scope, target: Target) -> list[Draft | Built] | None:
     """The kernels of the first template that takes a node."""
-    for builder in _TEMPLATES.get(key_of(node), ()):
+    for builder in _TEMPLATES.get((target.backend, key_of(node)), ()):
         built = builder(node, scope, target)
         if built is not None:
             return built

@@ -24,6 +24,7 @@ class Target:
     in a register each, where others multiply by them from memory.
     ``fma_ports`` vector FMAs start each cycle and take ``fma_latency`` cycles, while ``load_ports`` loads do. Cache sizes
     are bytes a core may count on. ``host_ops`` says that Python runs the models there, and so can run operators on strings.
+    ``channel_block`` is how many channels lie together in the layout of convolutions; 0: the graph keeps ONNX's layouts.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Target:
     l2_bytes: int = 512 << 10
     l3_bytes: int = 4 << 20
     host_ops: bool = True
+    channel_block: int = 16
 
     @property
     def arch(self) -> str:
@@ -52,9 +54,62 @@ class Target:
         return self.triple.split("-")[0]
 
     @property
+    def backend(self) -> str:
+        """Which templates, schedule and emitter make its code."""
+        return "cpu"
+
+    @property
     def float_lanes(self) -> int:
         """f32 elements of one vector register."""
         return self.vector_bytes // 4
+
+
+PRECISIONS = ("f32", "tf32", "f16", "bf16")  # what factors of f32 products may be rounded to
+
+
+@dataclass(frozen=True)
+class GpuTarget(Target):
+    """A GPU to compile for.
+
+    ``sm`` is the compute capability times ten. ``shared_bytes`` of a block (the opt-in limit), ``shared_per_sm`` and
+    ``registers_per_sm`` (32-bit ones) bound how many blocks run at once, ``threads_per_sm`` and ``max_threads`` (of a block)
+    their threads. ``sms`` is the number of multiprocessors of the largest board, ``bandwidth`` of its memory in bytes/s,
+    ``f32_flops`` and ``tensor_flops`` (f16 with f32 sums) its peaks. ``precision`` says what factors of f32 products may be
+    rounded to for the tensor cores: "f32" (not at all), "tf32", "f16" or "bf16"; sums are f32 always.
+    """
+
+    sm: int = 80
+    warp: int = 32
+    shared_bytes: int = 99 << 10
+    shared_per_sm: int = 100 << 10
+    registers_per_sm: int = 65536
+    threads_per_sm: int = 2048
+    blocks_per_sm: int = 32
+    max_threads: int = 1024
+    sms: int = 108
+    bandwidth: float = 1.5e12
+    f32_flops: float = 19.5e12
+    tensor_flops: float = 312e12
+    precision: str = "f32"
+
+    @property
+    def arch(self) -> str:
+        """The family of instruction sets."""
+        return "cuda"
+
+    @property
+    def backend(self) -> str:
+        """Which templates, schedule and emitter make its code."""
+        return "cuda"
+
+
+def _gpu(sm: int, shared: int, shared_per_sm: int, threads: int, sms: int, bandwidth: float, f32: float, tensor: float) -> GpuTarget:
+    """Limits from the CUDA C++ Programming Guide, table of compute capabilities; peaks from the data sheet of the largest board."""
+    return GpuTarget(
+        f"cuda-sm{sm}", "nvptx64-nvidia-cuda", f"sm_{sm}", (), 16, 255, half=True, channel_block=0, sm=sm,
+        shared_bytes=shared << 10, shared_per_sm=shared_per_sm << 10, threads_per_sm=threads,
+        blocks_per_sm={86: 16, 89: 24}.get(sm, 32), sms=sms, bandwidth=bandwidth, f32_flops=f32, tensor_flops=tensor,
+    )  # fmt: skip
 
 
 _NAMED = (
@@ -72,6 +127,11 @@ _NAMED = (
         saturating_casts=True,
         early_loads=True,
     ),
+    _gpu(80, 163, 164, 2048, 108, 1.56e12, 19.5e12, 312e12),  # A100
+    _gpu(86, 99, 100, 1536, 84, 0.77e12, 38.7e12, 155e12),  # A40, RTX 3090
+    _gpu(89, 99, 100, 1536, 142, 0.86e12, 91.6e12, 362e12),  # L40S, RTX 4090
+    _gpu(90, 227, 228, 2048, 132, 3.35e12, 66.9e12, 989e12),  # H100
+    _gpu(100, 227, 228, 2048, 148, 8.0e12, 75e12, 2250e12),  # B200
 )
 
 

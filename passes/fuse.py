@@ -15,6 +15,7 @@ users is computed once and stored.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tcompile.ir.access import SOURCES, inlinable
@@ -23,7 +24,7 @@ from tcompile.ir.dims import Range
 from tcompile.ir.graph import Graph, Node, Value
 from tcompile.ir.target import Target
 from tcompile.passes.fuse_costs import cost, estimate
-from tcompile.passes.fuse_groups import CONTRACTIONS, Group, Kind, Surroundings, is_contraction, reduces_trailing
+from tcompile.passes.fuse_groups import CONTRACTIONS, PLAIN_CONTRACTIONS, Group, Kind, Surroundings, is_contraction, reduces_trailing
 from tcompile.passes.fuse_regions import border_reshapes, fused_node
 
 REPEATS = 3  # kernels that may each evaluate a cheap expression rather than share a buffer
@@ -31,23 +32,23 @@ REPEATS = 3  # kernels that may each evaluate a cheap expression rather than sha
 
 @dataclass(frozen=True)
 class Fuse:
-    """The pass. What it fuses does not depend on the target; what a template takes does."""
+    """The pass. Which ops its kernels are made around depends on the target's layouts, nothing else does."""
 
     target: Target
     name: str = "fuse"
 
     def apply(self, graph: Graph) -> Graph:
         """A graph of ``fused`` nodes, bare reshapes and ops that no kernel absorbs. The argument is left alone."""
-        return _fuse(graph, graph.symbols)
+        return _fuse(graph, graph.symbols, CONTRACTIONS if self.target.channel_block else PLAIN_CONTRACTIONS)
 
 
-def _fuse(graph: Graph, symbols: dict[str, Range]) -> Graph:
-    planner = _Planner(graph, symbols)
+def _fuse(graph: Graph, symbols: dict[str, Range], contractions: Mapping[str, str]) -> Graph:
+    planner = _Planner(graph, symbols, contractions)
     groups = planner.plan()
     positions = {node: number for number, node in enumerate(graph.nodes)}
     placed: dict[int, list[Node]] = {}
     for group in groups:
-        for node in _finish(group, symbols):
+        for node in _finish(group, symbols, contractions):
             placed.setdefault(positions[group.root], []).append(node)
     for view in planner.views:
         placed.setdefault(positions[view], []).append(view)
@@ -58,15 +59,15 @@ def _fuse(graph: Graph, symbols: dict[str, Range]) -> Graph:
 class _Planner:
     """Assigns every node to the kernels that evaluate it, users before producers."""
 
-    def __init__(self, graph: Graph, symbols: dict[str, Range]) -> None:
-        self.graph, self.symbols = graph, symbols
+    def __init__(self, graph: Graph, symbols: dict[str, Range], contractions: Mapping[str, str]) -> None:
+        self.graph, self.symbols, self.contractions = graph, symbols, contractions
         self.users = graph.users()
         self.producers = graph.producers()
         self.returned = set(graph.outputs)
         attentions = self._attentions()
         self.inside = {node: found.second for found in attentions.values() for node in found.members}
         splats = (node.output for node in graph.nodes if node.op == "broadcast" and not node.attrs["axes"])
-        self.around = Surroundings(attentions, frozenset(splats))
+        self.around = Surroundings(attentions, frozenset(splats), contractions)
         self.homes: dict[Node, list[Group]] = {}  # the kernels a node is evaluated in; none: dead
         self.groups: list[Group] = []
         self.views: dict[Node, None] = {}  # reshapes of stored values that a group had taken
@@ -99,7 +100,7 @@ class _Planner:
         if node in self.inside:
             self.homes[node] = self.homes[self.inside[node]]
             return
-        if len(node.outputs) != 1 or not (inlinable(node) or node.op == "reduce" or is_contraction(node)):
+        if len(node.outputs) != 1 or not (inlinable(node) or node.op == "reduce" or is_contraction(node, self.contractions)):
             self._open(node, Kind.SINGLE)
             return
         readers = self._readers(node)
@@ -147,7 +148,7 @@ class _Planner:
             return Kind.MAP
         if node.op == "reduce":
             return Kind.ROWS if reduces_trailing(node) else Kind.SINGLE
-        return Kind(CONTRACTIONS[node.op])
+        return Kind(self.contractions[node.op])
 
     def _open(self, node: Node, kind: Kind) -> None:
         group = Group(node, kind, self.symbols, self.around)
@@ -160,9 +161,9 @@ def _free(node: Node) -> bool:
     return node.op in SOURCES or node.op == "broadcast"
 
 
-def _finish(group: Group, symbols: dict[str, Range]) -> list[Node]:
+def _finish(group: Group, symbols: dict[str, Range], contractions: Mapping[str, str]) -> list[Node]:
     if group.kind is not Kind.SINGLE:
         return [fused_node(group)]
     node = group.root
-    regions = tuple(_fuse(region, symbols) for region in node.regions)
+    regions = tuple(_fuse(region, symbols, contractions) for region in node.regions)
     return [Node(node.op, node.inputs, node.outputs, node.attrs, regions, node.source) if regions else node]

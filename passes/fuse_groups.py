@@ -24,6 +24,8 @@ CONTRACTIONS = {
     "conv_winograd": "conv",
 }  # fmt: skip
 
+PLAIN_CONTRACTIONS = {**CONTRACTIONS, "conv": "conv"}  # where convolutions keep ONNX's layout
+
 BORDER_WRITERS = frozenset({"conv_blocked", "conv_stem", "conv_winograd", "depthwise_blocked"})
 
 
@@ -40,10 +42,14 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class Surroundings:
-    """What groups know of their graph: attentions by the product that each ends in, and the broadcasts of scalars."""
+    """What groups know of their graph: attentions by the product that each ends in, and the broadcasts of scalars.
+
+    ``contractions`` are the ops that templates make kernels around, and the kind of each.
+    """
 
     attentions: Mapping[Node, Attention]
     splats: frozenset[Value]
+    contractions: Mapping[str, str] = field(default_factory=lambda: CONTRACTIONS)
 
 
 @dataclass(eq=False)
@@ -91,7 +97,7 @@ class Group:
         elif node.op == "reduce":
             joined = self._absorb_reduction(node)
         else:
-            joined = is_contraction(node) and self._absorb_contraction(node)
+            joined = is_contraction(node, self.around.contractions) and self._absorb_contraction(node)
         if joined:
             self._add(node)
         return joined
@@ -222,7 +228,7 @@ class Group:
         self._ask([(node.inputs[0], (*self.index, *self._column_index()))])
 
     def _start_anchor(self, node: Node) -> None:
-        self.kind, self.anchor = Kind(CONTRACTIONS[node.op]), node
+        self.kind, self.anchor = Kind(self.around.contractions[node.op]), node
         if node in self.around.attentions:
             self._start_attention(self.around.attentions[node])
         elif node.op == "dot_general":
@@ -294,9 +300,9 @@ class Group:
         return estimate(dims.product(extents), self.symbols)
 
 
-def is_contraction(node: Node) -> bool:
+def is_contraction(node: Node, contractions: Mapping[str, str] = CONTRACTIONS) -> bool:
     """Whether a template makes a kernel around this node; others get naive loops of their own."""
-    return node.op in CONTRACTIONS and all(value.dtype.bits >= 8 for value in node.inputs)
+    return node.op in contractions and all(value.dtype.bits >= 8 for value in node.inputs)
 
 
 def reduces_trailing(node: Node) -> bool:

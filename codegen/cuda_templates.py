@@ -1,0 +1,3 @@
+"""All templates of the GPU; importing this module registers them."""
+
+ALL = ("none",)
