@@ -12,6 +12,7 @@ from tcompile.codegen.cpu_entry_frame import CODES, field, host_function
 from tcompile.codegen.cpu_entry_text import Text
 from tcompile.codegen.in_place import is_copy
 from tcompile.codegen.memory import Plan
+from tcompile.codegen.pitch import equal_pitches
 from tcompile.codegen.signature import symbol_order
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike
@@ -137,7 +138,7 @@ class Calls:
         text.branch(self.profiled(), marked, go)
         text.line(f"call void @tc_mark(ptr %frame, i64 {self.calls})")
         text.start(go)
-        if not is_copy(call.kernel, _one_pitch(call)):
+        if not is_copy(call.kernel, equal_pitches(call)):
             self._launch(call)
         elif not self.plan.same_place(*call.buffers):
             self._launch_apart(call)
@@ -148,7 +149,7 @@ class Calls:
         text = self.text
         apart, done = text.label("apart"), text.label("done")
         differs = text.value(f"icmp ne ptr {', '.join(map(self.address, call.buffers))}")
-        for dim, other in _one_pitch(call).items():
+        for dim, other in equal_pitches(call).items():
             mine = text.dim(dict(zip(call.kernel.dims, call.dims, strict=True))[dim])
             theirs = text.dim(dims.substitute(other, dict(zip(call.kernel.dims, call.dims, strict=True))))
             differs = text.value(f"or i1 {differs}, {text.value(f'icmp ne i64 {mine}, {theirs}')}")
@@ -230,16 +231,6 @@ class Calls:
                 return None
             size = parts[0] * high + parts[1]
         return None
-
-
-def _one_pitch(call: Call) -> dict[str, DimLike]:
-    """The dims of a copy's kernel that are equal where its operand and result lie in one array: their pitches."""
-    pitches = [buffer.pitch.symbol for buffer in call.buffers if buffer.pitch is not None]
-    if len(call.buffers) != 2 or len(pitches) != 2:
-        return {}
-    names = {str(value): name for name, value in zip(call.kernel.dims, call.dims, strict=True)}
-    past, present = (names.get(pitch) for pitch in pitches)
-    return {present: dims.symbol(past)} if past and present else {}
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tcompile.ir import dims
-from tcompile.ir.dims import Shape
+from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.graph import Graph, Node, Value
+from tcompile.ir.program import Call
 
 _NO_KERNEL = ("reshape", "if", "loop", "bind_dim")  # they hand buffers on, or read them themselves
 
@@ -66,3 +67,13 @@ def _only_kernels(graph: Graph, value: Value) -> bool:
 def storage(value: Value, axis: int, pitch: str) -> Shape:
     """The shape of the memory that a value's elements lie in."""
     return (*value.shape[:axis], dims.symbol(pitch), *value.shape[axis + 1 :])
+
+
+def equal_pitches(call: Call) -> dict[str, DimLike]:
+    """The dims of a copy's kernel that are equal where its operand and result lie in one array: their pitches."""
+    pitches = [buffer.pitch.symbol for buffer in call.buffers if buffer.pitch is not None]
+    if len(call.buffers) != 2 or len(pitches) != 2:
+        return {}
+    names = {str(value): name for name, value in zip(call.kernel.dims, call.dims, strict=True)}
+    past, present = (names.get(pitch) for pitch in pitches)
+    return {present: dims.symbol(past)} if past and present else {}

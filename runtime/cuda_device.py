@@ -36,14 +36,18 @@ class Graph(Protocol):
 
 
 class Device(Protocol):
-    """One GPU. ``name`` is what a person calls it; ``sm`` its compute capability as 10 * major + minor.
+    """One GPU. ``name`` is what a person calls it, ``number`` its number among the devices of the process, from 0; ``sm`` its
+    compute capability as 10 * major + minor.
 
     ``captures`` says whether ``begin_capture`` works: where it does not, plans are walked launch by launch.
+    ``takes_text``: ``module`` wants the CUDA C text of the kernels in place of compiled code (no driver does).
     """
 
     name: str
+    number: int
     sm: int
     captures: bool
+    takes_text: bool
 
     def allocate(self, size: int) -> int:
         """The address of ``size`` > 0 bytes, aligned to 256. Raises OutOfMemory naming the sizes asked for and free."""
@@ -70,7 +74,10 @@ class Device(Protocol):
         ...
 
     def module(self, image: bytes) -> Module:
-        """Loads code: a cubin, or PTX (text that ends with a zero byte). Raises ArtifactError where the device refuses it."""
+        """Loads code: a cubin, or PTX (text that ends with a zero byte); CUDA C text where the device ``takes_text``.
+
+        Raises ArtifactError where the device refuses it.
+        """
         ...
 
     def launch(self, function: Any, grid: Extents, block: Extents, shared: int, arguments: Sequence[int], stream: Stream) -> None:
