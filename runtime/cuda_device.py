@@ -49,6 +49,10 @@ class Device(Protocol):
     captures: bool
     takes_text: bool
 
+    def activate(self) -> None:
+        """Makes the device the calling thread's: called before other methods, at the start of each run."""
+        ...
+
     def allocate(self, size: int) -> int:
         """The address of ``size`` > 0 bytes, aligned to 256. Raises OutOfMemory naming the sizes asked for and free."""
         ...

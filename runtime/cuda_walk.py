@@ -74,7 +74,7 @@ class Walk:
         self.device, self.plan, self.cancelled = shared.device, shared.plan, cancelled
         self.values = dict(known.values)
         self.places = dict(places)
-        self.unchecked: list[Launch] = []
+        self.unchecked: dict[int, Launch] = {}  # launches since the last look at their status words
 
     def run(self) -> None:
         """All steps. Raises ExecutionError where a check stops them; work that has started ends by itself."""
@@ -140,7 +140,7 @@ class Walk:
             self.shared.functions[step.kernel_number], grid, kernel.block, kernel.shared, (*addresses, *values, status), self.stream
         )
         if kernel.checks:
-            self.unchecked.append(step)
+            self.unchecked[step.number] = step
 
     def _extents(self, step: Launch) -> tuple[Extents, tuple[int, ...]]:
         values = tuple(expr.value(self.values) for expr in step.dims)
@@ -201,8 +201,8 @@ class Walk:
         if not self.unchecked:
             return
         found = words(self.device, self.memory.status.address, len(self.plan.launches), self.stream)
-        launches, self.unchecked = self.unchecked, []
-        for step in launches:
+        launches, self.unchecked = self.unchecked, {}
+        for step in launches.values():
             code = int(found[step.number])
             if code:
                 raise stopped(code, f" in kernel {step.kernel.name}", step.nodes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tcompile.errors import Error, InputError
+from tcompile.errors import Error
 from tcompile.runtime.abi import ModuleInfo
 from tcompile.runtime.arrays import as_input
 from tcompile.runtime.loader import Archive, Module, Source
+from tcompile.runtime.names import NamedTensors, tensor_report
 from tcompile.runtime.pool import Pool, shared_pool
 from tcompile.runtime.session import Session
 from tcompile.runtime.specs import SiteSpec, TensorSpec, call_specs, features, growing_specs, notes, symbol_bounds, tensor_specs
@@ -59,7 +59,7 @@ class Memory:
     allocations: int
 
 
-class Executable:
+class Executable(NamedTensors):
     """A loaded model. Several threads may run it at once; each run takes a session, which keeps its memory for the next.
 
     ``inputs`` and ``outputs`` tell names, types and shapes. A context manager: ``with load(path) as exe``.
@@ -196,8 +196,8 @@ class Executable:
             "target": self.target,
             "arch": info.arch.decode(errors="replace"),
             "features": features(info),
-            "inputs": [_tensor_report(spec) for spec in self.inputs],
-            "outputs": [_tensor_report(spec) for spec in self.outputs],
+            "inputs": [tensor_report(spec) for spec in self.inputs],
+            "outputs": [tensor_report(spec) for spec in self.outputs],
             "symbols": {name: list(bounds) for name, bounds in symbol_bounds(info).items()},
             "growing": [{"name": site.kernel, "nodes": list(site.nodes)} for site in growing_specs(info)],
             "shares": {output: list(inputs) for output, inputs in self.shares.items()},
@@ -288,43 +288,6 @@ class Executable:
                 value = as_input(value, spec)
             arrays.append(value)
         return arrays
-
-    def _by_name(self, values: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        if isinstance(values, np.ndarray) or not isinstance(values, Sequence) or len(values) != len(self.inputs):
-            got = len(values) if isinstance(values, list | tuple) else f"a {type(values).__name__}"
-            names = ", ".join(spec.name for spec in self.inputs)
-            raise InputError(f"inputs are {got}, expected {len(self.inputs)}", hint=f"a dict of {names}, or a list")
-        return {spec.name: value for spec, value in zip(self.inputs, values, strict=True)}
-
-    def _refuse_names(self, inputs: Mapping[str, np.ndarray]) -> None:
-        known = [spec.name for spec in self.inputs]
-        missing = [name for name in known if name not in inputs]
-        if missing:
-            spec = self.inputs[known.index(missing[0])]
-            raise InputError(f"input '{spec.name}' is missing", hint=f"it is {spec}")
-        self._known_among(list(inputs), known, "input")
-
-    def _positions(self, donated: Iterable[str]) -> frozenset[int]:
-        names = [spec.name for spec in self.inputs]
-        wanted = [donated] if isinstance(donated, str) else list(donated)
-        self._known_among(wanted, names, "input")
-        return frozenset(map(names.index, wanted))
-
-    def _known(self, names: Iterable[str], what: str) -> list[str]:
-        wanted = [names] if isinstance(names, str) else list(names)
-        self._known_among(wanted, self._output_names, what)
-        return wanted
-
-    def _known_among(self, names: Iterable[str], known: list[str], what: str) -> None:
-        for name in names:
-            if name not in known:
-                near = difflib.get_close_matches(str(name), known, 1)
-                hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(known)}"
-                raise InputError(f"the model has no {what} '{name}'", hint=hint)
-
-
-def _tensor_report(spec: TensorSpec) -> dict[str, object]:
-    return {"name": spec.name, "dtype": spec.element.name, "shape": list(spec.shape)}
 
 
 def _reload(source: Source, threads: int | None) -> Executable:
