@@ -65,7 +65,10 @@ class Kernel:
 
 @dataclass(frozen=True, eq=False)
 class Launch:
-    """Runs a kernel. ``number``: of the launch, in the order of steps. ``moves``: it only copies, and does nothing where its buffers are one and each of these pairs is equal."""
+    """Runs a kernel. ``number``: of the launch, in the order of steps.
+
+    ``moves``: the kernel only copies, and does nothing where its buffers are one and each of these pairs is equal.
+    """
 
     number: int
     kernel_number: int

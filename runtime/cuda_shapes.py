@@ -11,6 +11,8 @@ from tcompile.runtime.cuda_plan import Buffer, CudaPlan
 from tcompile.runtime.pitch import Rows
 
 Shapes = Sequence[tuple[int, ...]]
+First = dict[str, tuple[Buffer, int]]  # the first input and axis that have a symbol
+Ranged = tuple[str, Expression, Expression | None]
 
 
 def bind_shapes(plan: CudaPlan, shapes: Shapes, rows: Rows) -> dict[str, int]:
@@ -20,7 +22,7 @@ def bind_shapes(plan: CudaPlan, shapes: Shapes, rows: Rows) -> dict[str, int]:
     """
     buffers = [plan.buffers[number] for number in plan.inputs]
     values: dict[str, int] = {}
-    first: dict[str, tuple[Buffer, int]] = {}
+    first: First = {}
     for buffer, shape in zip(buffers, shapes, strict=True):
         if len(shape) != len(buffer.shape):
             raise InputError(f"input '{buffer.name}' has {len(shape)} dimensions, expected {len(buffer.shape)}")
@@ -28,8 +30,8 @@ def bind_shapes(plan: CudaPlan, shapes: Shapes, rows: Rows) -> dict[str, int]:
             if isinstance(text, str) and text in plan.entry and text not in values:
                 values[text], first[text] = extent, (buffer, axis)
     _bind_pitches(plan, values, rows)
-    for name, low, high in plan.symbols[: plan.entry_symbols]:
-        _check_range(plan, name, (low, high), values, first)
+    for symbol in plan.symbols[: plan.entry_symbols]:
+        _check_range(plan, symbol, values, first)
     for buffer, shape in zip(buffers, shapes, strict=True):
         for axis, got in enumerate(shape):
             _check_extent(buffer, axis, got, values, first)
@@ -47,16 +49,10 @@ def _bind_pitches(plan: CudaPlan, values: dict[str, int], rows: Rows) -> None:
             values[name] = max(values.get(name, 0), rows.get(order.index(name), extent))
 
 
-def _check_range(
-    plan: CudaPlan,
-    name: str,
-    ends: tuple[Expression, Expression | None],
-    values: Mapping[str, int],
-    first: Mapping[str, tuple[Buffer, int]],
-) -> None:
+def _check_range(plan: CudaPlan, symbol: Ranged, values: Mapping[str, int], first: First) -> None:
+    name, low, high = symbol
     if name not in values:
         raise InputError(f"no input tells the dimension {name}")
-    low, high = ends
     value = values[name]
     if low.value(values) <= value and (high is None or value <= high.value(values)):
         return
@@ -71,7 +67,7 @@ def _check_range(
     raise InputError(message, hint="compile the model with a wider range for this dimension")
 
 
-def _check_extent(buffer: Buffer, axis: int, got: int, values: Mapping[str, int], first: Mapping[str, tuple[Buffer, int]]) -> None:
+def _check_extent(buffer: Buffer, axis: int, got: int, values: Mapping[str, int], first: First) -> None:
     expected, text = buffer.shape[axis].value(values), buffer.text[axis]
     if got == expected and got >= 0:
         return
