@@ -24,8 +24,9 @@ from tcompile.codegen.container import ENTRY_ALIGN, StoredEntry, placed_entries,
 from tcompile.codegen.descriptor import Content, describe, encode
 from tcompile.codegen.link import LinkedImage
 from tcompile.codegen.machine import machine
-from tcompile.codegen.signature import Site, Weight, signature
+from tcompile.codegen.signature import Site, Weight, Work, signature
 from tcompile.errors import Error
+from tcompile.ir.loops import Kernel
 from tcompile.ir.program import Program
 from tcompile.ir.spill import release
 from tcompile.ir.target import Target
@@ -47,7 +48,8 @@ class Build:
     """What a program was compiled to: an image that exports tc_prepare and tc_run, and where its weights stand.
 
     ``weights``: see ``place_weights``. ``arena_bytes`` and ``scratch_bytes`` (per thread) are bounds, -1 where there are none.
-    ``growing``: the buffers whose size only a run knows, with the nodes that write them. ``notes`` join the program's.
+    ``growing``: the buffers whose size only a run knows, with the nodes that write them. ``notes`` join the program's. ``work``: what each
+    kernel moves and takes.
     """
 
     image: LinkedImage
@@ -56,6 +58,7 @@ class Build:
     scratch_bytes: int = -1
     growing: Sequence[Site] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
+    work: Mapping[Kernel, Work] = field(default_factory=dict)
 
 
 def write_artifact(program: Program, build: Build, target: Target) -> bytes:
@@ -113,7 +116,7 @@ def _entries(program: Program, build: Build, target: Target, placed: Sequence[We
             raise Error(f"the linked image has no {name}", hint="link the entry module too")
     if image.arch != needed.arch:
         raise Error(f"the image holds {image.arch} code, the target {target.name} is {needed.arch}")
-    signed = signature(program)
+    signed = signature(program, build.work)
     signed = replace(signed, notes={**signed.notes, **build.notes})
     size = max((weight.offset + weight.bytes for weight in placed), default=0)
     content = Content(

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tcompile.codegen.artifact import Build
+from tcompile.codegen.cpu_cost import cycles, moved_bytes
 from tcompile.codegen.cpu_entry import emit_entry
 from tcompile.codegen.cpu_llvm import compile_kernels, emit_kernel, scratch_bytes
 from tcompile.codegen.link import link
 from tcompile.codegen.memory import plan
-from tcompile.codegen.signature import Site
+from tcompile.codegen.signature import Site, Work
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Ranges
 from tcompile.ir.loops import Access, Kernel
@@ -46,6 +47,7 @@ def build_image(
         _bound(entry.scratch_bytes, program.symbols),
         _growing(program, [*places.growing, *entry.growing_scratch]),
         _notes(entry.arena_bytes),
+        {kernel: Work(moved_bytes(kernel), cycles(kernel, target)) for kernel in kernels},
     )
 
 

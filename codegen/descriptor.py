@@ -15,13 +15,14 @@ from tcompile.codegen.signature import Signature, Site, Tensor, Weight
 from tcompile.errors import Error
 from tcompile.ir.dims import Call, Dim, DimLike, Symbol
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 _UNBOUNDED = _NO_PITCH = 0xFFFFFFFF
 _HEAD = struct.Struct("<8s6I4Q2q32s32s")
 _TABLE = struct.Struct("<II")
 _EXTENT, _TERM = struct.Struct("<IIqII"), struct.Struct("<IIq")
 _SYMBOL, _TENSOR, _WEIGHT = struct.Struct("<IIII"), struct.Struct("<IIIIIIII"), struct.Struct("<IIQQ")
-_SITE, _NOTE, _NAME, _SHARE = struct.Struct("<IIII"), struct.Struct("<II"), struct.Struct("<I"), struct.Struct("<II")
+_SITE, _CALL = struct.Struct("<IIII"), struct.Struct("<IIIIIIII")
+_NOTE, _NAME, _SHARE = struct.Struct("<II"), struct.Struct("<I"), struct.Struct("<II")
 _TABLES = (
     "strings", "features", "symbols", "extents", "terms", "inputs", "outputs", "weights", "calls", "requirements", "sources", "notes",
     "growing", "shares",
@@ -142,11 +143,11 @@ def encode(signature: Signature, content: Content) -> bytes:
             writer.add(table, _tensor(writer, tensor))
     for weight in content.weights:
         writer.add("weights", _WEIGHT.pack(writer.text(weight.name), weight.dtype.onnx, weight.offset, weight.bytes))
-    for table, sites in (("calls", signature.calls), ("requirements", signature.requirements)):
+    for site in signature.calls:
+        writer.add("calls", _call(writer, site))
+    for table, sites in (("requirements", signature.requirements), ("growing", content.growing)):
         for site in sites:
-            writer.add(table, _site(writer, site))
-    for site in content.growing:
-        writer.add("growing", _SITE.pack(writer.text(site.name), writer.names(site.sources), len(site.sources), 0))
+            writer.add(table, _SITE.pack(writer.text(site.name), writer.names(site.sources), len(site.sources), 0))
     for output, operand in signature.shares:
         writer.add("shares", _SHARE.pack(output, operand))
     for key, value in sorted(signature.notes.items()):
@@ -160,8 +161,10 @@ def _tensor(writer: _Writer, tensor: Tensor) -> bytes:
     return _TENSOR.pack(writer.text(tensor.name), tensor.dtype.onnx, tensor.dtype.bytes, len(tensor.shape), shape, tensor.growing, *pitch)
 
 
-def _site(writer: _Writer, site: Site) -> bytes:
-    return _SITE.pack(writer.text(site.name), writer.names(site.sources), len(site.sources), writer.extent(site.flops))
+def _call(writer: _Writer, site: Site) -> bytes:
+    work = (writer.extent(extent) for extent in (site.flops, site.bytes, site.cycles))
+    record = ";".join(f"{key}={value}" for key, value in sorted(site.record.items()))
+    return _CALL.pack(writer.text(site.name), writer.names(site.sources), len(site.sources), *work, writer.text(record), 0)
 
 
 def _assemble(writer: _Writer, signature: Signature, content: Content, names: list[int]) -> bytes:
@@ -199,7 +202,9 @@ def describe(signature: Signature, content: Content, descriptor: bytes) -> dict[
         "inputs": [tensor(t) for t in signature.inputs],
         "outputs": [tensor(t) for t in signature.outputs],
         "symbols": {s.name: [extent(s.lo), extent(s.hi)] for s in signature.symbols},
-        "calls": [{"kernel": site.name, "nodes": list(site.sources)} for site in signature.calls],
+        "calls": [
+            {"kernel": site.name, "nodes": list(site.sources), "record": dict(sorted(site.record.items()))} for site in signature.calls
+        ],
         "bytes": {
             "code": content.code_size,
             "weights": content.weights_size,

@@ -5,7 +5,7 @@ The order of symbols, calls and requirements stated here is the one that the nat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from tcompile.errors import UnsupportedError
 from tcompile.ir import dims
 from tcompile.ir.dims import Dim, DimLike
 from tcompile.ir.dtypes import DType, from_numpy
+from tcompile.ir.loops import Kernel
 from tcompile.ir.program import BindDim, Buffer, Call, If, Instruction, Loop, Pitch, Program, Require, Role
 
 WEIGHT_ALIGN = 64
@@ -42,11 +43,26 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Site:
-    """A place where a run can stop: a kernel call, or a requirement with its message. ``sources``: ONNX nodes."""
+    """A place where a run can stop: a kernel call, or a requirement with its message. ``sources``: ONNX nodes.
+
+    Of a call, for profiles: ``flops``, ``bytes`` and ``cycles`` of one turn (``codegen/cpu_cost.py``), and ``record``, the
+    choices of its schedule.
+    """
 
     name: str
     sources: tuple[str, ...]
     flops: DimLike = 0
+    bytes: DimLike = 0
+    cycles: DimLike = 0
+    record: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one turn of a kernel moves and takes, over its dims: bytes of its tensors, and expected cycles of one core."""
+
+    bytes: DimLike = 0
+    cycles: DimLike = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +131,11 @@ def place_weights(buffers: Iterable[Buffer]) -> tuple[Weight, ...]:
     return tuple(placed)
 
 
-def signature(program: Program) -> Signature:
-    """The signature of a program. Raises UnsupportedError where no input axis gives an entry symbol alone."""
+def signature(program: Program, work: Mapping[Kernel, Work] | None = None) -> Signature:
+    """The signature of a program; ``work``: what is known of its kernels, for profiles.
+
+    Raises UnsupportedError where no input axis gives an entry symbol alone.
+    """
     inputs = tuple(Tensor(buffer.name, buffer.dtype, buffer.shape, pitch=buffer.pitch) for buffer in program.inputs)
     pitches = {buffer.pitch.symbol for buffer in (*program.inputs, *program.outputs) if buffer.pitch is not None}
     _require_plain_uses([name for name in program.entry_symbols if name not in pitches], inputs)
@@ -126,7 +145,7 @@ def signature(program: Program) -> Signature:
         entry_symbols=len(program.entry_symbols),
         inputs=inputs,
         outputs=tuple(_output(program, buffer, name) for buffer, name in zip(program.outputs, program.output_names, strict=True)),
-        calls=tuple(Site(i.kernel.name, i.source, _flops(i)) for i in instructions(program.body) if isinstance(i, Call)),
+        calls=tuple(_call(i, (work or {}).get(i.kernel, Work())) for i in instructions(program.body) if isinstance(i, Call)),
         requirements=tuple(_requirement(i) for i in instructions(program.body) if isinstance(i, BindDim | Require)),
         notes=dict(program.notes),
         shares=tuple(shared(program)),
@@ -143,8 +162,10 @@ def _output(program: Program, buffer: Buffer, name: str) -> Tensor:
     return Tensor(name, buffer.dtype, buffer.shape, growing, buffer.pitch)
 
 
-def _flops(call: Call) -> DimLike:
-    return dims.substitute(call.kernel.flops, dict(zip(call.kernel.dims, call.dims, strict=True)))
+def _call(call: Call, work: Work) -> Site:
+    values = dict(zip(call.kernel.dims, call.dims, strict=True))
+    flops, moved, cycles = (dims.substitute(extent, values) for extent in (call.kernel.flops, work.bytes, work.cycles))
+    return Site(call.kernel.name, call.source, flops, moved, cycles, call.kernel.tags)
 
 
 def _requirement(instruction: BindDim | Require) -> Site:

@@ -30,7 +30,8 @@ def fused_node(group: Group) -> Node:
         nodes.append(Node(node.op, tuple(copies[value] for value in node.inputs), outputs, node.attrs, node.regions, node.source))
     results = tuple(copies[value] for value in group.root.outputs)
     region = Graph(group.kind.value, inputs, results, nodes, {}, tuple(value.name for value in results))
-    source = tuple(dict.fromkeys(name for node in members for name in node.source))
+    # one constant serves all equal ones: its own source would name nodes that have nothing to do with this kernel
+    source = tuple(dict.fromkeys(name for node in members if node.op != "constant" for name in node.source))
     return Node("fused", tuple(operands), group.root.outputs, {"kind": group.kind.value}, (region,), source)
 
 

@@ -1,9 +1,10 @@
 """Loads compiled models and runs them. Needs NumPy only."""
 
-from tcompile.runtime.executable import CallProfile, Executable, Memory, Profile
+from tcompile.runtime.executable import Executable, Memory
 from tcompile.runtime.host_types import HostSpec
 from tcompile.runtime.hosted import HostedExecutable
 from tcompile.runtime.load import load
+from tcompile.runtime.measure import CallProfile, Profile
 from tcompile.runtime.pool import Pool
 from tcompile.runtime.specs import TensorSpec
 

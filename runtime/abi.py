@@ -39,7 +39,10 @@ class Tensor(ctypes.Structure):
 class Site(ctypes.Structure):
     """tc_site."""
 
-    _fields_ = (("name", c_char_p), ("sources", POINTER(c_char_p)), ("source_count", c_int64), ("flops", Extent))
+    _fields_ = (
+        ("name", c_char_p), ("sources", POINTER(c_char_p)), ("source_count", c_int64),
+        ("flops", Extent), ("bytes", Extent), ("cycles", Extent), ("record", c_char_p),
+    )  # fmt: skip
 
 
 class Weight(ctypes.Structure):
@@ -117,7 +120,7 @@ _FUNCTIONS = {
     "tc_session_profile": (c_int32, c_void_p, c_int32),
     "tc_session_times": (POINTER(c_int64), c_void_p),
     "tc_session_counts": (POINTER(c_int64), c_void_p),
-    "tc_session_flops": (c_int64, c_void_p, c_int64),
+    "tc_session_extent": (c_int64, c_void_p, POINTER(Extent)),
     "tc_session_memory": (None, c_void_p, POINTER(Memory)),
     "tc_cpu_has": (c_int32, c_char_p),
     "tc_cpu_arch": (c_char_p,),

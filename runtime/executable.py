@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,7 @@ from tcompile.errors import Error
 from tcompile.runtime.abi import ModuleInfo
 from tcompile.runtime.arrays import as_input
 from tcompile.runtime.loader import Archive, Module, Source
+from tcompile.runtime.measure import Profile, measured_profile
 from tcompile.runtime.names import NamedTensors, tensor_report
 from tcompile.runtime.pool import Pool, shared_pool
 from tcompile.runtime.session import Session
@@ -21,28 +21,6 @@ from tcompile.runtime.specs import SiteSpec, TensorSpec, call_specs, features, g
 _SCRATCH_ALIGN = 64  # of each thread's scratch
 _CHUNK = 1 << 24
 Inputs = Mapping[str, np.ndarray] | Sequence[np.ndarray]
-
-
-@dataclass(frozen=True)
-class CallProfile:
-    """What one kernel call took on average over the runs, and the ONNX nodes it computes.
-
-    ``turns``: how often it ran in one run. ``flops``: floating-point operations in one run; None where unknown.
-    """
-
-    kernel: str
-    nodes: tuple[str, ...]
-    seconds: float
-    turns: float
-    flops: float | None
-
-
-@dataclass(frozen=True)
-class Profile:
-    """One run, on average: ``seconds`` from Python, and each kernel call."""
-
-    seconds: float
-    calls: tuple[CallProfile, ...]
 
 
 @dataclass(frozen=True)
@@ -148,27 +126,9 @@ class Executable(NamedTensors):
         """Runs the model once, then ``runs`` times measured. Measuring takes a clock reading for each call."""
         arrays, session = [np.ascontiguousarray(array) for array in self._arrays(inputs)], self._take()
         try:
-            session.run_all(arrays)
-            session.profile(True)
-            start = time.perf_counter()
-            for _ in range(runs):
-                session.run_all(arrays)
-            seconds = (time.perf_counter() - start) / runs
-            measured = session.measured()
-            session.profile(False)
+            return measured_profile(session, arrays, self.calls, runs)
         finally:
             self._give_back(session)
-        calls = (
-            CallProfile(
-                site.kernel,
-                site.nodes,
-                seconds=one.nanoseconds / runs / 1e9,
-                turns=one.turns / runs,
-                flops=None if one.flops is None else one.flops * one.turns / runs,
-            )
-            for site, one in zip(self.calls, measured, strict=True)
-        )
-        return Profile(seconds, tuple(calls))
 
     def memory(self) -> Memory:
         """Bytes held now, by sessions that are not in a run."""
@@ -207,7 +167,7 @@ class Executable(NamedTensors):
             "scratch_bytes": None if info.scratch_bytes < 0 else info.scratch_bytes,
             "threads": self.threads,
             "peak_bytes": self._peak(info),
-            "calls": [{"kernel": call.kernel, "nodes": list(call.nodes)} for call in self.calls],
+            "calls": [{"kernel": call.kernel, "nodes": list(call.nodes), "record": call.record} for call in self.calls],
             "notes": self.notes,
         }
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from tcompile.errors import Error, InputError
-from tcompile.runtime.executable import CallProfile, Executable, Memory, Profile
+from tcompile.runtime.executable import Executable, Memory
 from tcompile.runtime.host_plan import HostStep, NativeStep, Plan, read_plan
 from tcompile.runtime.host_types import HostSpec, checked
 from tcompile.runtime.loader import Archive
+from tcompile.runtime.measure import CallProfile, Profile
 from tcompile.runtime.pool import Pool, shared_pool
 from tcompile.runtime.reports import combined
 from tcompile.runtime.specs import SiteSpec
@@ -141,21 +142,23 @@ class HostedExecutable:
         """Runs the model once, then ``runs`` times measured: one row per step of the outermost graph."""
         given = self._given(inputs)
         self._plan.block.run(given, {}, self._runners)
-        seconds = [0.0] * len(self._plan.block.steps)
-        for _ in range(runs):
+        seconds = np.zeros((runs, len(self._plan.block.steps)))
+        for run in range(runs):
             values = dict(zip(self._plan.block.inputs, given, strict=True))
             for k, step in enumerate(self._plan.block.steps):
                 start = time.perf_counter()
                 step.run(values, self._runners)
-                seconds[k] += time.perf_counter() - start
-        rows = tuple(self._row(step, spent / runs) for step, spent in zip(self._plan.block.steps, seconds, strict=True))
-        return Profile(sum(seconds) / runs, rows)
+                seconds[run, k] = time.perf_counter() - start
+        whole = seconds.sum(1)
+        rows = tuple(self._row(step, spent) for step, spent in zip(self._plan.block.steps, seconds.T, strict=True))
+        return Profile(float(np.median(whole)), float(whole.min()), rows)
 
-    def _row(self, step: Any, seconds: float) -> CallProfile:
+    def _row(self, step: Any, seconds: np.ndarray) -> CallProfile:
+        name, nodes = "host op" if isinstance(step, HostStep) else "host", (getattr(step, "name", ""),)
         if isinstance(step, NativeStep):
+            name = f"segment {step.segment}"
             nodes = tuple(dict.fromkeys(node for call in self._segments[step.segment].calls for node in call.nodes))
-            return CallProfile(f"segment {step.segment}", nodes, seconds, 1.0, None)
-        return CallProfile("host op" if isinstance(step, HostStep) else "host", (getattr(step, "name", ""),), seconds, 1.0, None)
+        return CallProfile(name, nodes, float(np.median(seconds)), float(seconds.min()), 1.0, None)
 
     def memory(self) -> Memory:
         """Bytes that the segments hold now, by sessions that are not in a run."""

@@ -23,11 +23,23 @@ Shapes = list[tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Measured:
-    """What one kernel call took: nanoseconds and turns in all; its floating-point operations for one turn."""
+    """What one kernel call took: nanoseconds and turns, since the counters began."""
 
     nanoseconds: int
     turns: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one turn of a kernel call has to do; None where that is not known.
+
+    ``flops``: floating-point operations. ``bytes``: of its tensors, each counted once. ``cycles``: what the cost model expects
+    the arithmetic to take on one core.
+    """
+
     flops: int | None
+    bytes: int | None
+    cycles: int | None
 
 
 class Session:
@@ -107,8 +119,19 @@ class Session:
         """What each call took since ``profile(True)``."""
         count = self._module.info.call_count
         times, turns = abi.native.tc_session_times(self._handle), abi.native.tc_session_counts(self._handle)
-        flops = [abi.native.tc_session_flops(self._handle, call) for call in range(count)]
-        return [Measured(times[i], turns[i], None if flops[i] < 0 else flops[i]) for i in range(count)]
+        return [Measured(times[i], turns[i]) for i in range(count)]
+
+    def work(self) -> list[Work]:
+        """What each call has to do under the last run's sizes."""
+        info = self._module.info
+        return [
+            Work(self._extent(site.flops), self._extent(site.bytes), self._extent(site.cycles) or None)
+            for site in info.calls[: info.call_count]
+        ]
+
+    def _extent(self, extent: abi.Extent) -> int | None:
+        value = abi.native.tc_session_extent(self._handle, extent)
+        return None if value < 0 else value
 
     def memory(self) -> abi.Memory:
         """Bytes that the session holds."""

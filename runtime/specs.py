@@ -39,10 +39,11 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class SiteSpec:
-    """A kernel call, and the ONNX nodes it computes."""
+    """A kernel call, the ONNX nodes it computes, and the choices of its schedule: template, tile, algorithm."""
 
     kernel: str
     nodes: tuple[str, ...]
+    record: dict[str, str]
 
 
 def tensor_specs(tensors: object, count: int, info: abi.ModuleInfo) -> tuple[TensorSpec, ...]:
@@ -77,7 +78,8 @@ def notes(info: abi.ModuleInfo) -> dict[str, str]:
 
 
 def _site(site: abi.Site) -> SiteSpec:
-    return SiteSpec(_text(site.name), tuple(_text(site.sources[i]) for i in range(site.source_count)))
+    nodes = tuple(_text(site.sources[i]) for i in range(site.source_count))
+    return SiteSpec(_text(site.name), nodes, dict(pair.split("=", 1) for pair in _text(site.record).split(";") if pair))
 
 
 def _tensor(tensor: abi.Tensor, bounds: dict[str, Bounds]) -> TensorSpec:

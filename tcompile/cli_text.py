@@ -8,8 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tcompile.runtime import Profile
-
 Report = Mapping[str, Any]
 _LISTED = 6
 ARENA = "arena"  # the note that tells the arena's size as an expression
@@ -78,36 +76,6 @@ def show_calls(calls: Sequence[Report], console: Console) -> None:
     for number, call in enumerate(calls):
         table.add_row(str(number), call["kernel"], ", ".join(call["nodes"]))
     console.print(table)
-
-
-def profile_rows(profile: Profile) -> list[dict[str, Any]]:
-    """The calls of a profile that ran, the longest first. ``gflops``: 10^9 floating-point operations a second."""
-    rows = []
-    for call in sorted(profile.calls, key=lambda call: -call.seconds):
-        rate = call.flops / call.seconds / 1e9 if call.flops and call.seconds else None
-        if call.turns:
-            rows.append({"kernel": call.kernel, "nodes": list(call.nodes), "seconds": call.seconds, "turns": call.turns, "gflops": rate})
-    return rows
-
-
-def show_profile(profile: Profile, top: int, console: Console) -> None:
-    """Where the time of a run goes."""
-    rows = profile_rows(profile)
-    inside = sum(row["seconds"] for row in rows)
-    table = Table("ms", "%", "GFLOP/s", "turns", "kernel", "ONNX nodes")
-    for column in table.columns[:4]:
-        column.justify = "right"
-    for row in rows[:top]:
-        rate = "-" if row["gflops"] is None else f"{row['gflops']:.1f}"
-        share = 100 * row["seconds"] / inside if inside else 0
-        table.add_row(f"{1e3 * row['seconds']:.3f}", f"{share:.1f}", rate, f"{row['turns']:g}", row["kernel"], ", ".join(row["nodes"]))
-    console.print(table)
-    if len(rows) > top:
-        rest = sum(row["seconds"] for row in rows[top:])
-        console.print(f"and {len(rows) - top} more calls, {1e3 * rest:.3f} ms")
-    flops = sum(call.flops or 0 for call in profile.calls)
-    rate = f", {flops / profile.seconds / 1e9:.1f} GFLOP/s" if flops else ""
-    console.print(f"a run takes {1e3 * profile.seconds:.3f} ms, {1e3 * inside:.3f} ms of it in kernels{rate}")
 
 
 def _growth(report: Report) -> list[tuple[str, str]]:

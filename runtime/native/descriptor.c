@@ -149,7 +149,8 @@ static const char *const *read_names(struct reader *reader, struct tc_table tabl
 
 static tc_site read_site(struct reader *reader, const char *const *names, uint32_t name, uint32_t first, uint32_t count) {
     if ((uint64_t)first + count > reader->head->sources.count) fail(reader, "damaged descriptor: sources outside their table");
-    tc_site site = {text(reader, name), NULL, 0, {"", -1, TC_CONST, 0, 0}};
+    const tc_extent none = {"", -1, TC_CONST, 0, 0};
+    tc_site site = {text(reader, name), NULL, 0, none, none, none, ""};
     if (!reader->failed) {
         site.sources = names + first;
         site.source_count = count;
@@ -163,6 +164,9 @@ static tc_site *read_calls(struct reader *reader, const char *const *names) {
     for (uint32_t i = 0; i < reader->head->calls.count && !reader->failed; i++) {
         to[i] = read_site(reader, names, from[i].kernel, from[i].sources, from[i].source_count);
         read_extent(reader, from[i].flops, &to[i].flops);
+        read_extent(reader, from[i].bytes, &to[i].bytes);
+        read_extent(reader, from[i].cycles, &to[i].cycles);
+        to[i].record = text(reader, from[i].record);
     }
     return to;
 }

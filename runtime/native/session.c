@@ -327,11 +327,9 @@ int32_t tc_session_profile(tc_session *session, int32_t on) {
 const int64_t *tc_session_times(const tc_session *session) { return session->times; }
 const int64_t *tc_session_counts(const tc_session *session) { return session->counts; }
 
-int64_t tc_session_flops(const tc_session *session, int64_t call) {
-    const tc_parsed *parsed = &session->module->parsed;
+int64_t tc_session_extent(const tc_session *session, const tc_extent *extent) {
     int ok;
-    if (call < 0 || call >= parsed->info.call_count) return -1;
-    int64_t value = tc_evaluate(parsed, &parsed->info.calls[call].flops, session->frame.dims, &ok);
+    int64_t value = tc_evaluate(&session->module->parsed, extent, session->frame.dims, &ok);
     return ok ? value : -1;
 }
 

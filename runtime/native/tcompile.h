@@ -19,7 +19,7 @@ extern "C" {
 #define TC_API __attribute__((visibility("default")))
 #endif
 
-#define TC_ABI_VERSION 1
+#define TC_ABI_VERSION 2
 
 /* Why a call did not succeed. 1 to 5 come from compiled code, the rest from the host. */
 enum tc_status {
@@ -193,7 +193,11 @@ struct tc_call_record {
     uint32_t kernel; /* name */
     uint32_t sources;
     uint32_t source_count;
-    uint32_t flops; /* extent: floating-point operations of one call */
+    uint32_t flops;  /* extent: floating-point operations of one call */
+    uint32_t bytes;  /* extent: bytes of its tensors, each counted once */
+    uint32_t cycles; /* extent: what the cost model expects of one core; 0: nothing */
+    uint32_t record; /* name: the schedule's choices, as `template=gemm tile=4x3x8` */
+    uint32_t reserved;
 };
 
 struct tc_requirement_record {
@@ -257,7 +261,10 @@ typedef struct tc_site {
     const char *name; /* the kernel; the requirement's message */
     const char *const *sources;
     int64_t source_count;
-    tc_extent flops; /* of a call */
+    tc_extent flops; /* of a call, as are the following */
+    tc_extent bytes;
+    tc_extent cycles;
+    const char *record;
 } tc_site;
 
 typedef struct tc_weight {
@@ -379,8 +386,8 @@ TC_API void tc_session_set_hooks(tc_session *session, const tc_hooks *hooks);
 TC_API int32_t tc_session_profile(tc_session *session, int32_t on);
 TC_API const int64_t *tc_session_times(const tc_session *session);
 TC_API const int64_t *tc_session_counts(const tc_session *session);
-/* What the flops of each call come to under the last run's dims; -1 where unknown. */
-TC_API int64_t tc_session_flops(const tc_session *session, int64_t call);
+/* What an extent of the session's module (say a call's flops) comes to under the last run's dims; -1 where unknown. */
+TC_API int64_t tc_session_extent(const tc_session *session, const tc_extent *extent);
 
 typedef struct tc_memory {
     int64_t arena_bytes;
