@@ -19,6 +19,7 @@ _FMA_TURNS = 200_000
 _SIZES = tuple(1 << k for k in (14, 17, 18, 20, 22, 24, 26, 28))  # bytes of one thread
 _READ_BYTES = 1 << 28  # in all, of one measurement
 _REPEATS = 7
+_FMA_REPEATS = 300
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Limits:
 def limits(threads: int = 1) -> Limits:
     """Measures this machine with so many threads (a second or two, once a process)."""
     kernels = _kernels()
-    flops = _rates(threads, lambda: kernels.flops(_FMA_TURNS), kernels.flops_per_turn * _FMA_TURNS, repeats=4 * _REPEATS)
+    flops = _rates(threads, lambda: kernels.flops(_FMA_TURNS), kernels.flops_per_turn * _FMA_TURNS, repeats=_FMA_REPEATS)
     return Limits(threads, flops, kernels.flops_per_cycle, tuple((size * threads, _bandwidth(kernels, threads, size)) for size in _SIZES))
 
 

@@ -79,7 +79,7 @@ def notes(info: abi.ModuleInfo) -> dict[str, str]:
 
 def _site(site: abi.Site) -> SiteSpec:
     nodes = tuple(_text(site.sources[i]) for i in range(site.source_count))
-    return SiteSpec(_text(site.name), nodes, dict(pair.split("=", 1) for pair in _text(site.record).split(";") if pair))
+    return SiteSpec(_text(site.name), nodes, dict(pair.split("=", 1) for pair in _text(site.record).split(";") if "=" in pair))
 
 
 def _tensor(tensor: abi.Tensor, bounds: dict[str, Bounds]) -> TensorSpec:

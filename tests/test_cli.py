@@ -69,8 +69,22 @@ def test_profile_names_kernels_and_nodes(artifact):
     calls = json.loads(done.stdout)["calls"]
     assert {"conv1", "conv2"} <= {node for call in calls for node in call["nodes"]}
     assert all(call["seconds"] >= 0 and call["turns"] == 1 for call in calls) and any(call["gflops"] for call in calls)
+    conv = next(call for call in calls if "conv2" in call["nodes"])
+    assert conv["fastest"] <= conv["seconds"] and conv["record"]["template"] and conv["predicted"] > 0 and conv["roofline"] > 0
     shown = run("profile", artifact, "--runs", "1", "--top", "2")
     assert "GFLOP/s" in shown.output and "conv2" in shown.output and f"and {len(calls) - 2} more calls" in shown.output
+
+
+def test_profile_joins_a_peer_by_nodes(artifact):
+    pytest.importorskip("onnxruntime")
+    assert "--model" in run("profile", artifact, "--peer", "onnxruntime").stderr
+    done = run("profile", artifact, "--model", DEMO, "--peer", "onnxruntime", "--runs", "2", "--size", "batch=4", "--json")
+    assert done.exit_code == 0, done.output
+    groups = json.loads(done.stdout)["groups"]
+    (conv,) = [group for group in groups if "relu2" in group["nodes"]]
+    assert conv["seconds"] > 0 and "Conv" in conv["peer"] and conv["gap"] == conv["seconds"] - conv["peer_seconds"]
+    shown = run("profile", artifact, "--model", DEMO, "--peer", "onnxruntime", "--runs", "1")
+    assert "the same nodes here and in onnxruntime" in shown.output
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_the_runtime_knows_every_required_feature():
 def test_another_version_is_refused():
     descriptor = bytearray(encode(signature(add_program()), _content()))
     descriptor[8] += 1
-    with pytest.raises(ArtifactError, match="format version 2, this runtime reads version 1"):
+    with pytest.raises(ArtifactError, match="format version 3, this runtime reads version 2"):
         runtime.load(_zip(bytes(descriptor[:-32]), b"\0"))
 
 
