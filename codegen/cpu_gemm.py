@@ -1,6 +1,6 @@
 """GEMM: dot_packed (a constant, packed matrix) and dot_general of two activations.
 
-    parallel for (panel of columns, chunk of rows):                 B panel stays in L2 while rows pass
+    parallel for (chunk of rows, panel of columns):                 a chunk of A stays in L2, a panel of B while its rows pass
         [pack the panel of B into scratch]                          activations only
         for each tile of rows:  acc = A rows x panel;  epilogue; store
 
@@ -29,11 +29,23 @@ from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.ops_contraction import free_axes
 from tcompile.ir.target import Target
-from tcompile.ir.tiles import MANY_ROWS, MOST_ROWS, Tile, accumulator_type, best_tile, lanes, matrix_fits, step_cycles
+from tcompile.ir.tiles import (
+    MANY_ROWS,
+    MOST_ROWS,
+    Tile,
+    accumulator_type,
+    best_tile,
+    is_streamed,
+    lanes,
+    matrix_fits,
+    side_by_side,
+    step_cycles,
+)
 
 CHUNK_ROWS = 128  # rows of one task where there are many
+FEWEST_ROWS = 32  # of a task, so that they stay in the L2 cache: fewer would read B too often
 LINE_BYTES = 64
-Element = Callable[[DimLike, DimLike], Expr]
+Right = Callable[[DimLike, int, DimLike], Expr]
 
 
 @dataclass(frozen=True)
@@ -76,8 +88,8 @@ class Gemm:
         """A[row, term]."""
         raise NotImplementedError
 
-    def panel(self, batch: DimLike, panel: DimLike) -> Callable[[DimLike, DimLike], Expr]:
-        """Makes a panel of B ready; returns (term, column within the panel) -> element."""
+    def panel(self, batch: DimLike, panel: DimLike) -> Right:
+        """Makes a panel of B ready; returns (term, vector, lane) -> element."""
         raise NotImplementedError
 
     def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:
@@ -93,10 +105,10 @@ class Gemm:
     def write(self) -> Draft:
         """The whole kernel."""
         tiles = dims.floordiv(self.problem.rows, self.tile.rows, self.nest.ranges)  # full ones
-        per_chunk = max(CHUNK_ROWS // self.tile.rows, 1)
+        per_chunk = self._per_chunk()
         chunks = dims.ceildiv(dims.maximum(tiles, 1, self.nest.ranges), per_chunk, self.nest.ranges)
         with self.nest.loop(self.problem.batch * self.panels * chunks, LoopKind.PARALLEL) as task:
-            batch, panel, chunk = split_task(self.nest, task, (self.problem.batch, self.panels, chunks))
+            batch, chunk, panel = split_task(self.nest, task, (self.problem.batch, chunks, self.panels))
             right = self.panel(batch, panel)
             first = chunk * per_chunk
             here = partial(self._tile_of_rows, batch, panel, right)
@@ -104,6 +116,14 @@ class Gemm:
                 here(self.tile.rows, (first + tile) * self.tile.rows, tile)
             self._rest(tiles, chunk, chunks, here)
         return self.draft
+
+    def _per_chunk(self) -> int:
+        """Tiles of rows that one task multiplies with a panel."""
+        terms, rows = self.problem.terms, CHUNK_ROWS
+        if isinstance(terms, int) and terms:
+            cached = self.target.l2_bytes // (terms * self.problem.dtype.bytes) - 2 * self.tile.columns  # beside this panel and the next
+            rows = min(rows, cached) if cached >= FEWEST_ROWS else rows
+        return max(rows // self.tile.rows, 1)
 
     def _rest(self, tiles: DimLike, chunk: DimLike, chunks: DimLike, emit: Callable[[int, DimLike], None]) -> None:
         """The rows that fill no tile, done by the last chunk."""
@@ -145,7 +165,7 @@ class Gemm:
             self.problem.dtype,
             terms=lambda: self.terms(panel, number),
             a=lambda row, term: self.left(batch, first + row, term),
-            b=lambda vector, lane, term: right(term, vector * tile.lanes + lane),
+            b=lambda vector, lane, term: right(term, vector, lane),
         )
         start = panel * self.tile.columns
 
@@ -184,17 +204,33 @@ class PackedGemm(Gemm):
     def left(self, batch: DimLike, row: DimLike, term: DimLike) -> Expr:
         return self.draft.inliner.flat(self.core.inputs[0], row * self.problem.terms + term)
 
-    def panel(self, batch: DimLike, panel: DimLike) -> Callable[[DimLike, DimLike], Expr]:
+    def panel(self, batch: DimLike, panel: DimLike) -> Right:
         b = self.core.inputs[1]
         buffer, width, per = self.draft.read(b), _extent(b.shape[2]), self.tile.columns
-        if width == per:
-            start: DimLike = panel * self.problem.terms * width
-        else:  # a stored panel holds several of ours side by side
-            ratio = width // per
-            outer = dims.floordiv(panel, ratio, self.nest.ranges)
-            inner = panel - outer * ratio
-            start = self.nest.let_index(index_value(outer * self.problem.terms * width + inner * per))
-        return lambda term, column: Load(buffer, (start + term * width + column,), b.dtype)
+        starts = self._side_by_side(panel, per // width) if per > width else [self._start(panel, width // per)]
+        vectors, lane_count = min(width, per) // self.tile.lanes, self.tile.lanes
+
+        def element(term: DimLike, vector: int, lane: DimLike) -> Expr:
+            part, inside = divmod(vector, vectors)
+            return Load(buffer, (starts[part] + term * width + inside * lane_count + lane,), b.dtype)
+
+        return element
+
+    def _start(self, panel: DimLike, ratio: int) -> DimLike:
+        """Where a panel begins of which a stored one holds several side by side."""
+        stored, width = self.problem.terms * _extent(self.core.inputs[1].shape[2]), self.tile.columns
+        if ratio == 1:
+            return panel * stored
+        outer = dims.floordiv(panel, ratio, self.nest.ranges)
+        return self.nest.let_index(index_value(outer * stored + (panel - outer * ratio) * width))
+
+    def _side_by_side(self, panel: DimLike, count: int) -> list[DimLike]:
+        """Where the stored panels begin that a wider tile reads together; behind the last one, the last one again."""
+        total, _, width = self.core.inputs[1].shape
+        last, stored = total - 1, self.problem.terms * width
+        exact = dims.mod(total, count) == 0
+        places = [panel * count + k if exact else dims.minimum(panel * count + k, last, self.nest.ranges) for k in range(count)]
+        return [self.nest.let_index(index_value(place * stored)) for place in places]
 
     @contextmanager
     def terms(self, panel: DimLike, tile: DimLike) -> Iterator[DimLike]:
@@ -218,7 +254,7 @@ class PackedGemm(Gemm):
         if self.panels == 1 or _extent(b.shape[2]) != self.tile.columns:
             return None
         tiles = self.problem.rows // self.tile.rows if isinstance(self.problem.rows, int) else MANY_ROWS // self.tile.rows
-        return fetched_ahead(_extent(b.shape[1]), self.tile.columns * b.dtype.bytes, min(tiles, CHUNK_ROWS // self.tile.rows))
+        return fetched_ahead(_extent(b.shape[1]), self.tile.columns * b.dtype.bytes, min(tiles, self._per_chunk()))
 
     def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:
         return (*unravel(row, self.core.output.shape[:-1], self.nest.ranges), column)
@@ -243,7 +279,7 @@ class BatchedGemm(Gemm):
     def left(self, batch: DimLike, row: DimLike, term: DimLike) -> Expr:
         return self.draft.element(self.core.inputs[0], self._index(0, batch, row, term))
 
-    def panel(self, batch: DimLike, panel: DimLike) -> Callable[[DimLike, DimLike], Expr]:
+    def panel(self, batch: DimLike, panel: DimLike) -> Right:
         b, width, nest = self.core.inputs[1], self.tile.columns, self.nest
         packed = nest.alloc(b.dtype, (self.problem.terms * width,))
 
@@ -257,7 +293,7 @@ class BatchedGemm(Gemm):
                     nest.store(packed, term * width + column, element)
 
         self._by_width(panel, copy)
-        return lambda term, column: Load(packed, (term * width + column,), b.dtype)
+        return lambda term, vector, lane: Load(packed, (term * width + vector * self.tile.lanes + lane,), b.dtype)
 
     def _index(self, side: int, batch: DimLike, free: DimLike, term: DimLike) -> Shape:
         """An operand's index from the three flat positions."""
@@ -297,6 +333,10 @@ def packed_tile(target: Target, problem: Problem, width: int) -> Tile:
     """The best tile whose columns divide a given panel width."""
     lane_count = lanes(target, problem.dtype)
     lane_count = lane_count if width % lane_count == 0 else width
+    if is_streamed(target, problem.rows, _extent(problem.terms), _extent(problem.columns), problem.dtype):
+        streams = side_by_side(target, problem.rows, width // lane_count)
+        if 1 < streams <= -(-problem.columns // width):
+            return Tile(problem.rows, streams * width // lane_count, lane_count)
     symbolic = not isinstance(problem.rows, int)
     limit = MANY_ROWS if symbolic else max(int(problem.rows), 1)
 

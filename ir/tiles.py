@@ -16,6 +16,7 @@ _MEMORY_BYTES_PER_CYCLE = 6.0  # of one core
 MOST_ROWS = 8  # of a matrix at a time: more, at strides of whole pages, evict each other from the L1 cache
 _TILE_CYCLES = 40.0  # around the loop over terms of a tile
 MANY_ROWS = 64  # what a symbolic number of rows is planned for
+_MOST_STREAMS = 4  # one stream of addresses leaves a third of the memory's bandwidth unused, more than four add nothing
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,29 @@ def attention_tiles(target: Target, rows: DimLike, keys: int, columns: int, dept
     return best[1], best[2]
 
 
-def panel_width(target: Target, rows: DimLike, columns: int, dtype: DType) -> int:
-    """How wide to pack a constant matrix of ``columns`` that is multiplied with ``rows`` rows; ``dtype`` is that of the sums."""
-    return best_tile(target, rows, columns, lanes(target, dtype)).columns
+def panel_width(target: Target, rows: DimLike, terms: int, columns: int, dtype: DType) -> int:
+    """How wide to pack a constant matrix of ``terms`` x ``columns`` for a product with ``rows`` rows; ``dtype`` is that of the sums."""
+    lane_count = lanes(target, dtype)
+    if is_streamed(target, rows, terms, columns, dtype):
+        vectors = max((1, 2, 4), key=lambda vectors: (side_by_side(target, rows, vectors), vectors))
+        if side_by_side(target, rows, vectors) * vectors * lane_count <= columns:
+            return vectors * lane_count
+    return best_tile(target, rows, columns, lane_count).columns
+
+
+def is_streamed(target: Target, rows: DimLike, terms: int, columns: int, dtype: DType) -> bool:
+    """Whether a constant matrix comes from memory and is read once: it fills the L2 cache, and the rows are a tile at most."""
+    return isinstance(rows, int) and 0 < rows < MOST_ROWS and terms * columns * dtype.bytes > target.l2_bytes
+
+
+def side_by_side(target: Target, rows: int, vectors: int) -> int:
+    """How many panels of ``vectors`` a tile of few rows reads side by side, so that several streams of addresses come from memory."""
+
+    def held(streams: int) -> bool:
+        # the weights of a single row are used once each: they wait in no register
+        return matrix_fits(target, rows, streams * vectors) or (rows == 1 and streams * vectors + 2 <= target.vector_registers)
+
+    return max((streams for streams in range(1, _MOST_STREAMS + 1) if held(streams)), default=1)
 
 
 def winograd_block(target: Target, tiles: DimLike, channels: int, vectors: int, lane_count: int) -> tuple[Tile, int]:

@@ -30,7 +30,7 @@ def assign_dot(node: Node, forms: Forms) -> bool:
     rows = product(a.shape[k] for k in free_a)
     if matrix.shape[1] == 0:
         return False  # no panels
-    width = panel_width(forms.target, rows, matrix.shape[1], accumulator_type(a.dtype, b.dtype, node.attrs["dtype"]))
+    width = panel_width(forms.target, rows, *matrix.shape, accumulator_type(a.dtype, b.dtype, node.attrs["dtype"]))
     left = _rows_by_terms(forms, forms.plain(a), (*free_a, *contract_a), (rows, terms))
     panels = forms.b.constant(pack_panels(matrix, width))
     result = forms.b.emit("dot_packed", left, panels, columns=matrix.shape[1], dtype=node.attrs["dtype"])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tcompile.codegen.cpu_gemm import fetched_ahead
+from tcompile.codegen.cpu_gemm import Problem, fetched_ahead, packed_tile
 from tcompile.ir import dims
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
@@ -26,7 +26,7 @@ def _array(shape, dtype=F32):
 
 def _packed(b, a, matrix, target, out=F32):
     machine = named_target(target) if target else native_target()
-    width = panel_width(machine, dims.product(a.shape[:-1]), matrix.shape[1], out)
+    width = panel_width(machine, dims.product(a.shape[:-1]), *matrix.shape, out)
     return b.emit("dot_packed", a, b.constant(pack_panels(matrix, width)), columns=matrix.shape[1], dtype=out)
 
 
@@ -47,6 +47,23 @@ def test_packed(m, k, n, target=None):
     a = b.input("a", F32, (m, k))
     graph = b.graph([_packed(b, a, _array((k, n)), target)], ["y"])
     assert check_template(graph, {"a": _array((m, k))}, target) == ["gemm"]
+
+
+@pytest.mark.parametrize(("m", "n"), [(1, 1000), (1, 1024), (2, 777), (3, 1025), (4, 640), (5, 700), (6, 1000), (7, 640)])
+def test_few_rows_read_panels_of_a_large_matrix_side_by_side(m, n):
+    b = Builder()
+    a = b.input("a", F32, (m, 330))
+    graph = b.graph([_packed(b, a, _array((330, n)), None)], ["y"])
+    assert check_template(graph, {"a": _array((m, 330))}) == ["gemm"]
+
+
+def test_a_single_row_of_a_large_matrix_has_four_streams_and_a_small_one_has_one():
+    target = named_target("x86-64-v3")
+    large, small = Problem(1, 3072, 768, F32), Problem(1, 100, 768, F32)
+    width = panel_width(target, 1, 768, 3072, F32)
+    assert (width, packed_tile(target, large, width).columns) == (16, 64)
+    width = panel_width(target, 1, 768, 100, F32)
+    assert packed_tile(target, small, width).columns == width
 
 
 @pytest.mark.parametrize("m", [0, 1, 2, 5, 7, 8, 12, 300])
