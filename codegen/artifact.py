@@ -36,7 +36,7 @@ _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
-class _Sums:
+class Sums:
     """What is known of the weights once they are written."""
 
     crc: int = 0
@@ -88,18 +88,38 @@ def save_file(path: str | os.PathLike[str], write: Callable[[BinaryIO], None]) -
 
 
 def write_into(stream: BinaryIO, program: Program, build: Build, target: Target) -> None:
-    """Like ``write_artifact``, into an empty stream that can seek. Weights are read once, in pieces, and never held twice.
+    """Like ``write_artifact``, into an empty stream that can seek. Weights are read once, in pieces, and never held twice."""
+    placed = placed_weights(build.weights)
+    write_weighted(stream, placed, lambda sums: _entries(program, build, target, placed, sums))
 
-    They are written first, where they will stand: what stands before them tells their hash.
+
+def placed_weights(weights: Sequence[Weight]) -> list[Weight]:
+    """The weights in the order in which they stand in the file."""
+    return sorted(weights, key=lambda weight: (weight.offset, weight.bytes, weight.name))
+
+
+def write_weighted(stream: BinaryIO, placed: Sequence[Weight], entries: Callable[[Sums], list[StoredEntry]]) -> None:
+    """Writes entries of which the last, where it has no data, is the weights; ``entries`` has the same sizes for all sums.
+
+    The weights are written first, where they will stand: what stands before them tells their hash.
     """
-    placed = sorted(build.weights, key=lambda weight: (weight.offset, weight.bytes, weight.name))
-    *_, last = placed_entries(_entries(program, build, target, placed, _Sums()))
-    sums = _Sums()
+    *_, last = placed_entries(entries(Sums()))
+    sums = Sums()
     if last.entry.data is None:
         stream.seek(last.start)
         sums = _write_weights(stream, placed)
         stream.seek(0)
-    write_entries(stream, placed_entries(_entries(program, build, target, placed, sums)))
+    write_entries(stream, placed_entries(entries(sums)))
+
+
+def stored(name: str, data: bytes) -> StoredEntry:
+    """A small entry."""
+    return StoredEntry(name, ENTRY_ALIGN, len(data), zlib.crc32(data), data)
+
+
+def weights_entry(size: int, sums: Sums) -> list[StoredEntry]:
+    """The entry of the weights, where there are any."""
+    return [StoredEntry("weights.bin", WEIGHTS_ALIGN, size, sums.crc, None)] if size else []
 
 
 def _umask() -> int:
@@ -108,7 +128,7 @@ def _umask() -> int:
     return mask
 
 
-def _entries(program: Program, build: Build, target: Target, placed: Sequence[Weight], sums: _Sums) -> list[StoredEntry]:
+def _entries(program: Program, build: Build, target: Target, placed: Sequence[Weight], sums: Sums) -> list[StoredEntry]:
     """All entries in order, the weights last. Their sizes do not depend on the sums."""
     image, needed = build.image, machine(target)
     for name in ("tc_prepare", "tc_run"):
@@ -135,19 +155,16 @@ def _entries(program: Program, build: Build, target: Target, placed: Sequence[We
     descriptor = encode(signed, content)
     manifest = json.dumps(describe(signed, content, descriptor), indent=1, ensure_ascii=False).encode() + b"\n"
     small = (("descriptor.bin", descriptor), (f"code/{needed.target}.bin", image.code), ("manifest.json", manifest))
-    entries = [StoredEntry(name, ENTRY_ALIGN, len(data), zlib.crc32(data), data) for name, data in small]
-    if size:
-        entries.append(StoredEntry("weights.bin", WEIGHTS_ALIGN, size, sums.crc, None))
-    return entries
+    return [*(stored(name, data) for name, data in small), *weights_entry(size, sums)]
 
 
-def _write_weights(stream: BinaryIO, weights: Sequence[Weight]) -> _Sums:
+def _write_weights(stream: BinaryIO, weights: Sequence[Weight]) -> Sums:
     crc, digest = 0, hashlib.sha256()
     for chunk in _weight_chunks(weights):
         stream.write(chunk)
         crc = zlib.crc32(chunk, crc)
         digest.update(chunk)
-    return _Sums(crc, digest.digest())
+    return Sums(crc, digest.digest())
 
 
 def _weight_chunks(weights: Sequence[Weight]) -> Iterator[memoryview | bytes]:

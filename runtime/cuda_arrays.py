@@ -81,15 +81,15 @@ class DeviceArray:
             raise InputError(f"a device array of shape {self.shape} cannot be viewed as {wanted}")
         return self._view(self.address, wanted, None)
 
-    def head(self, axis: int, extent: int) -> DeviceArray:
-        """The first ``extent`` along an axis, as ``array[:, :, :extent]`` would be for axis 2: a view."""
-        if not 0 <= axis < self.ndim or not 0 <= extent <= self.shape[axis]:
-            raise InputError(f"a device array of shape {self.shape} has no {extent} elements along axis {axis}")
-        return self._view(self.address, (*self.shape[:axis], extent, *self.shape[axis + 1 :]), self.strides)
-
-    def first(self, size: int, shape: tuple[int, ...]) -> DeviceArray:
-        """The first ``size`` elements under a shape; of an array without gaps only."""
-        return self._view(self.address, shape, None)
+    def __getitem__(self, key: Any) -> DeviceArray:
+        """A view by slices with steps of 1, as ``cache[:, :, :t]``."""
+        parts = key if isinstance(key, tuple) else (key,)
+        if len(parts) > self.ndim or not all(isinstance(part, slice) and part.step in (None, 1) for part in parts):
+            raise InputError("device arrays take slices with steps of 1 only", hint="other libraries view them through __dlpack__")
+        bounds = [part.indices(extent) for part, extent in zip(parts, self.shape, strict=False)]
+        start = sum(low * step for (low, *_), step in zip(bounds, self.strides, strict=False))
+        shape = (*(max(high - low, 0) for low, high, _ in bounds), *self.shape[len(parts) :])
+        return self._view(self.address + start, shape, self.strides)
 
     def _view(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> DeviceArray:
         return DeviceArray(

@@ -64,16 +64,19 @@ def stopped(code: int, where: str, nodes: Sequence[str]) -> ExecutionError:
 
 
 class Walk:
-    """One run. ``places``: addresses of inputs and outputs by buffer number. ``launched`` is told of each launch before it starts."""
+    """One run. ``places``: addresses of inputs and outputs by buffer number. ``launched`` is told of each launch, and its
+    kernel's dims, before it starts; ``cancelled`` is asked at each turn of a loop.
+    """
 
     def __init__(
         self, shared: Shared, memory: Memory, known: Known, places: dict[int, int], stream: Stream,
-        launched: Callable[[int], None] | None = None, cancelled: Callable[[], bool] = lambda: False,
+        launched: Callable[[Launch, tuple[int, ...]], None] | None = None, cancelled: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.shared, self.memory, self.known, self.stream, self.launched = shared, memory, known, stream, launched
         self.device, self.plan, self.cancelled = shared.device, shared.plan, cancelled
         self.values = dict(known.values)
         self.places = dict(places)
+        self.started = 0  # launches
         self.unchecked: dict[int, Launch] = {}  # launches since the last look at their status words
 
     def run(self) -> None:
@@ -134,11 +137,12 @@ class Walk:
         if step.moves is not None and addresses[0] == addresses[1] and self._equal(step):
             return
         if self.launched is not None:
-            self.launched(step.number)
+            self.launched(step, values)
         status = self.memory.status.address + 4 * step.number
         self.device.launch(
             self.shared.functions[step.kernel_number], grid, kernel.block, kernel.shared, (*addresses, *values, status), self.stream
         )
+        self.started += 1
         if kernel.checks:
             self.unchecked[step.number] = step
 

@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tcompile.errors import Error, InputError
-from tcompile.runtime.executable import Executable, Memory
+from tcompile.runtime.cuda_device import Device
+from tcompile.runtime.executable import Memory
 from tcompile.runtime.host_plan import HostStep, NativeStep, Plan, read_plan
 from tcompile.runtime.host_types import HostSpec, checked
 from tcompile.runtime.loader import Archive
 from tcompile.runtime.measure import CallProfile, Profile
 from tcompile.runtime.pool import Pool, shared_pool
 from tcompile.runtime.reports import combined
+from tcompile.runtime.segments import open_native
 from tcompile.runtime.specs import SiteSpec
+
+if TYPE_CHECKING:
+    from tcompile.runtime.segments import AnyExecutable
 
 PLAN, DIGEST = "host.json", "host.sha256"
 Inputs = Mapping[str, Any] | Sequence[Any]
@@ -30,15 +35,16 @@ class HostedExecutable:
     dicts. ``report()["host_calls"]`` names what Python runs.
     """
 
-    def __init__(self, archive: Archive, *, threads: int | Pool | None = None) -> None:
-        """Opens the plan and all segments. Raises ArtifactError for damaged ones."""
+    def __init__(self, archive: Archive, *, threads: int | Pool | None = None, device: str | Device | None = None) -> None:
+        """Opens the plan and all segments, on a device where they are compiled for one. Raises ArtifactError for damaged ones."""
         self._archive: Archive | None = archive
         self._requested = None if isinstance(threads, Pool) else threads
         self._pool = shared_pool(threads)
         plan: Plan = read_plan(archive.checked(PLAN, DIGEST, "host steps"))
         self._plan = plan
         parts = [memoryview(archive.part(f"segments/{k}.tcm")) for k in range(plan.segments)]
-        self._segments = [Executable(part, threads=self._pool) for part in parts]
+        self._place = device
+        self._segments: list[AnyExecutable] = [open_native(Archive(part), self._pool, device) for part in parts]
         self._runners = [_runner(segment) for segment in self._segments]
         self.name = plan.name
         self.inputs: tuple[HostSpec, ...] = plan.inputs
@@ -215,7 +221,7 @@ class HostedExecutable:
     def __reduce__(self) -> tuple[object, ...]:
         if self._archive is None:
             raise Error(f"the model {self.name} is closed", hint="load it again")
-        return _reload, (self._archive.path or self._archive.bytes.tobytes(), self._requested)
+        return _reload, (self._archive.path or self._archive.bytes.tobytes(), self._requested, self._place)
 
     def __repr__(self) -> str:
         return f"<HostedExecutable {self.name}: {', '.join(map(str, self.inputs))} -> {', '.join(map(str, self.outputs))}>"
@@ -240,7 +246,7 @@ def _owned(value: Any, foreign: list[np.ndarray]) -> Any:
     return value.copy() if shared else value
 
 
-def _runner(segment: Executable):
+def _runner(segment: AnyExecutable):
     """A segment as a function of arrays in order."""
     names = [spec.name for spec in segment.inputs]
 
@@ -260,7 +266,7 @@ def _of(value: Any) -> str:
     return f"{value.dtype} of shape {value.shape}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
-def _reload(source: Any, threads: int | None) -> Any:
+def _reload(source: Any, threads: int | None, device: str | None) -> Any:
     from tcompile.runtime.load import load
 
-    return load(source, threads)
+    return load(source, threads, device)

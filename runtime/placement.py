@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from math import prod
 
@@ -18,7 +18,7 @@ Span = tuple[int, int]
 
 def spans(array: np.ndarray) -> Span:
     """The addresses from the first byte of an array to past its last, with its gaps."""
-    start = array.__array_interface__["data"][0]
+    start = array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.address
     if array.flags.c_contiguous:
         return start, start + array.nbytes
     reach = [(extent - 1) * stride for extent, stride in zip(array.shape, array.strides, strict=True)]
@@ -35,7 +35,8 @@ class Placement:
 
     ``arrays``: the inputs, as compiled code reads them. ``out``: the caller's arrays by output name. ``donated``: positions
     of inputs that may be overwritten. ``shares``: for each output, the inputs whose memory the program lets it have;
-    ``inputs`` their specs, where some have pitches, and ``rows`` the rows of pitches.
+    ``inputs`` their specs, where some have pitches, and ``rows`` the rows of pitches. Arrays are ``kind``'s, new ones ``make``'s:
+    NumPy's, or those of a device.
     """
 
     arrays: Sequence[np.ndarray]
@@ -44,10 +45,12 @@ class Placement:
     shares: Mapping[int, Sequence[int]] = field(default_factory=dict)
     inputs: Sequence[TensorSpec] = ()
     rows: Mapping[int, int] = field(default_factory=dict)
+    kind: type = np.ndarray
+    make: Callable[..., np.ndarray] = empty
 
     def __post_init__(self) -> None:
         self._inputs = [spans(array) for array in self.arrays] if self.out or self.donated else []
-        self._given = [spans(array) for array in self.out.values() if isinstance(array, np.ndarray)]
+        self._given = [spans(array) for array in self.out.values() if isinstance(array, self.kind)]
         self._taken: list[Span] = []
 
     def choose(self, k: int, spec: TensorSpec, result: Result) -> np.ndarray:
@@ -55,12 +58,12 @@ class Placement:
         shape, dtype = result
         given = self.out.get(spec.name)
         if given is not None:
-            check_out(spec, given, shape)
+            check_out(spec, given, shape, self.kind)
             chosen = given if lies_in(given, spec, self.rows) and self._may_write(k, spec, shape, spans(given)) else None
         else:
             chosen = self._donated_array(k, spec, shape)
         if chosen is None:
-            return empty(shape, dtype, spec, self.rows)
+            return self.make(shape, dtype, spec, self.rows)
         self._taken.append(spans(chosen))
         return chosen
 
@@ -94,9 +97,9 @@ class Placement:
         return self.rows.get(spec.pitch[1], mine) == self.rows.get(other[1], theirs)
 
 
-def check_out(spec: TensorSpec, given: object, shape: tuple[int, ...]) -> None:
+def check_out(spec: TensorSpec, given: object, shape: tuple[int, ...], kind: type = np.ndarray) -> None:
     """Raises InputError for an ``out`` array that an output of this shape cannot be written to."""
-    if not isinstance(given, np.ndarray):
+    if not isinstance(given, kind):
         raise InputError(f"out['{spec.name}'] is a {type(given).__name__}, expected an array", hint=f"np.empty({shape}, '{spec.dtype}')")
     if not given.flags.writeable:
         raise InputError(f"out['{spec.name}'] is read-only")
