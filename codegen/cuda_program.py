@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tcompile.codegen.cuda_launch import LaunchShape
+from tcompile.codegen.cuda_c import Launch as LaunchShape
+from tcompile.codegen.cuda_c import function_name
 from tcompile.codegen.in_place import is_copy
 from tcompile.codegen.lifetimes import shared
 from tcompile.codegen.memory import Plan
@@ -32,10 +33,9 @@ Json = Any
 
 @dataclass(frozen=True)
 class KernelFacts:
-    """What the plan says of a kernel: its launch, bytes of dynamic shared memory, and what the compiler and the model tell."""
+    """What the plan says of a kernel: its launch, and what the compiler and the static model tell."""
 
     launch: LaunchShape
-    shared: int = 0
     facts: Mapping[str, Json] = field(default_factory=dict)
 
 
@@ -113,13 +113,16 @@ class _Encoder:
         facts = self.facts[kernel]
         return {
             "name": kernel.name,
+            "function": function_name(kernel),
             "params": len(kernel.params),
             "dims": list(kernel.dims),
             "grid": list(map(encode_expression, facts.launch.grid)),
             "block": list(facts.launch.block),
-            "shared": facts.shared,
+            "shared": facts.launch.shared_bytes,
             "checks": checks(kernel),
             "flops": encode_expression(kernel.flops),
+            "bytes": encode_expression(sum((dims.product(param.shape) * param.dtype.bytes for param in kernel.params), 0)),
+            "record": {str(key): str(value) for key, value in sorted(kernel.tags.items())},
             "facts": dict(facts.facts),
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,11 +15,13 @@ from tcompile.runtime.cuda_arrays import as_device_array, on_device
 from tcompile.runtime.cuda_device import Device, Stream
 from tcompile.runtime.cuda_devices import open_device
 from tcompile.runtime.cuda_model import CudaModel
+from tcompile.runtime.cuda_plan import Launch
 from tcompile.runtime.cuda_report import cuda_report
-from tcompile.runtime.cuda_session import CudaSession
+from tcompile.runtime.cuda_session import CudaSession, Measured
 from tcompile.runtime.cuda_transfer import Array, Request
-from tcompile.runtime.executable import CallProfile, Memory, Profile
+from tcompile.runtime.executable import Memory
 from tcompile.runtime.loader import Archive, Source
+from tcompile.runtime.measure import CallProfile, Profile
 from tcompile.runtime.names import NamedTensors
 from tcompile.runtime.specs import SiteSpec, TensorSpec
 
@@ -125,17 +128,8 @@ class CudaExecutable(NamedTensors):
             measured = session.profile(arrays, runs)
         finally:
             self._give_back(session)
-        calls = (
-            CallProfile(
-                launch.kernel.name,
-                launch.nodes,
-                seconds=measured.launch_seconds.get(launch.number, 0.0) / runs,
-                turns=measured.turns.get(launch.number, 0) / runs,
-                flops=measured.flops[launch.number] / runs if measured.flops.get(launch.number) else None,
-            )
-            for launch in plan.launches
-        )
-        return Profile(measured.seconds / runs, tuple(calls))
+        whole = [one.seconds for one in measured]
+        return Profile(statistics.median(whole), min(whole), tuple(_profiled(launch, measured) for launch in plan.launches))
 
     def seconds(self, inputs: Inputs, *, runs: int = 100) -> float:
         """The mean time of a run as a caller on the device sees it: between two events around ``runs`` runs of device arrays."""
@@ -256,6 +250,15 @@ class CudaExecutable(NamedTensors):
             return value
         spec = self.outputs[self._output_names.index(name)]
         return as_device_array(value, spec.element, self._opened().device, stream, f"out['{name}']")
+
+
+def _profiled(launch: Launch, runs: Sequence[Measured]) -> CallProfile:
+    seconds, last, number = [one.launches.get(launch.number, 0.0) for one in runs], runs[-1], launch.number
+    kernel = launch.kernel
+    return CallProfile(
+        kernel.name, launch.nodes, statistics.median(seconds), min(seconds), last.turns.get(number, 0),
+        last.flops.get(number) or None, last.bytes.get(number), None, dict(kernel.record),
+    )  # fmt: skip
 
 
 def stream_handle(stream: Any) -> Stream:

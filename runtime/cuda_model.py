@@ -49,7 +49,7 @@ class CudaModel:
         self.plan = read_plan_of(archive)
         device.activate()
         self._module = device.module(self._code(code_entry(self.plan, device)))
-        functions = [self._module.function(kernel.name) for kernel in self.plan.kernels]
+        functions = [self._module.function(kernel.function) for kernel in self.plan.kernels]
         self.shared = Shared(device, self.plan, functions)
         weights = self._weights()
         if weights.size:

@@ -49,10 +49,12 @@ class Buffer:
 class Kernel:
     """A kernel's launch: grid extents over its own ``dims``, threads of a block, bytes of dynamic shared memory.
 
-    ``facts`` is what the compiler knows of it, for reports: registers, bytes moved, occupancy.
+    ``function``: its name in the code. ``flops`` and ``bytes`` of its tensors, over the dims. ``record``: the choices of its
+    schedule; ``facts``: what else the compiler knows of it, for reports: registers, occupancy.
     """
 
     name: str
+    function: str
     params: int
     dims: tuple[str, ...]
     grid: tuple[Expression, Expression, Expression]
@@ -60,6 +62,8 @@ class Kernel:
     shared: int
     checks: bool
     flops: Expression
+    bytes: Expression
+    record: Mapping[str, str]
     facts: Mapping[str, Any]
 
 
@@ -190,7 +194,7 @@ class CudaPlan:
 
     def sites(self) -> tuple[SiteSpec, ...]:
         """Every kernel launch, with the ONNX nodes it computes."""
-        return tuple(SiteSpec(launch.kernel.name, launch.nodes) for launch in self.launches)
+        return tuple(SiteSpec(launch.kernel.name, launch.nodes, dict(launch.kernel.record)) for launch in self.launches)
 
     def _spec(self, number: int, name: str) -> TensorSpec:
         buffer = self.buffers[number]
@@ -313,9 +317,11 @@ class _Reader:
         shared = _count(content["shared"], f"the shared memory of kernel {name}")
         if shared > _SHARED:
             raise ValueError(f"kernel {name} asks for {shared} bytes of shared memory")
-        flops = read_expression(content["flops"], own)
+        work = (read_expression(content[what], own) for what in ("flops", "bytes"))
         params = _count(content["params"], f"the parameters of kernel {name}")
-        return Kernel(name, params, dims, grid, block, shared, bool(content["checks"]), flops, dict(content["facts"]))
+        record = {_text(key): _text(value) for key, value in content["record"].items()}
+        function, checks = _text(content["function"]), bool(content["checks"])
+        return Kernel(name, function, params, dims, grid, block, shared, checks, *work, record, dict(content["facts"]))
 
     # Steps --------------------------------------------------------------------------------------------
 

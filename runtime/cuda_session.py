@@ -13,7 +13,7 @@ from tcompile.runtime.cuda_plan import Launch
 from tcompile.runtime.cuda_replay import Prepared, Replay
 from tcompile.runtime.cuda_shapes import bind_shapes, output_shapes
 from tcompile.runtime.cuda_transfer import Array, Request, Room, Transfer
-from tcompile.runtime.cuda_walk import Known, Memory, Shared, Walk
+from tcompile.runtime.cuda_walk import Known, Memory, Shared
 from tcompile.runtime.pitch import Rows
 
 _SHAPES = 16  # kept prepared
@@ -21,12 +21,13 @@ _SHAPES = 16  # kept prepared
 
 @dataclass
 class Measured:
-    """Seconds of all runs together; by launch its seconds, how often it ran, and its floating-point operations."""
+    """One run: its seconds; by launch its seconds, how often it ran, and the floating-point operations and bytes of all turns."""
 
     seconds: float = 0.0
-    launch_seconds: dict[int, float] = field(default_factory=dict)
+    launches: dict[int, float] = field(default_factory=dict)
     turns: dict[int, int] = field(default_factory=dict)
     flops: dict[int, int] = field(default_factory=dict)
+    bytes: dict[int, int] = field(default_factory=dict)
 
 
 class CudaSession:
@@ -63,15 +64,11 @@ class CudaSession:
         """The outputs' shapes for inputs of these shapes; -1 where only a run knows."""
         return output_shapes(self._plan, bind_shapes(self._plan, [tuple(shape) for shape in shapes], {}))
 
-    def profile(self, arrays: Sequence[Array], runs: int) -> Measured:
+    def profile(self, arrays: Sequence[Array], runs: int) -> list[Measured]:
         """Runs once, then ``runs`` times launch by launch with an event before each: gaps between launches count to the earlier."""
         request = Request(self._names)
         self.run(arrays, request)
-        found = Measured()
-        for _ in range(runs):
-            transfer, prepared = self._ready(arrays, request)
-            self._measure(prepared, transfer, found).check()
-        return found
+        return [self._measured(*self._ready(arrays, request)) for _ in range(runs)]
 
     def cancel(self) -> None:
         """Ends a run in progress at the next turn of a loop, from any thread."""
@@ -122,23 +119,23 @@ class CudaSession:
             self._prepared[key] = found
         return found
 
-    def _measure(self, prepared: Prepared, transfer: Transfer, found: Measured) -> Walk:
-        """One run whose times are added to those found so far."""
-        device, stream = self._device, transfer.stream
-        events: list[tuple[Launch | None, Any]] = []
+    def _measured(self, transfer: Transfer, prepared: Prepared) -> Measured:
+        device, stream, found = self._device, transfer.stream, Measured()
+        events: list[tuple[int, Any]] = []
 
         def mark(launch: Launch | None, values: tuple[int, ...] = ()) -> None:
             event = device.new_event()
             device.record(event, stream)
-            events.append((launch, event))
+            events.append((-1 if launch is None else launch.number, event))
             if launch is not None:
                 own = dict(zip(launch.kernel.dims, values, strict=True))
-                found.flops[launch.number] = found.flops.get(launch.number, 0) + launch.kernel.flops.value(own)
+                for amounts, amount in ((found.turns, 1), (found.flops, launch.kernel.flops), (found.bytes, launch.kernel.bytes)):
+                    amounts[launch.number] = amounts.get(launch.number, 0) + (amount if amount == 1 else amount.value(own))
 
         walk = self._replay.walk(prepared, transfer.places, stream, mark)
         mark(None)
-        for (launch, begin), (_, end) in pairwise(events):
-            found.launch_seconds[launch.number] = found.launch_seconds.get(launch.number, 0.0) + device.elapsed(begin, end)
-            found.turns[launch.number] = found.turns.get(launch.number, 0) + 1
-        found.seconds += device.elapsed(events[0][1], events[-1][1])
-        return walk
+        walk.check()
+        for (number, begin), (_, end) in pairwise(events):
+            found.launches[number] = found.launches.get(number, 0.0) + device.elapsed(begin, end)
+        found.seconds = device.elapsed(events[0][1], events[-1][1])
+        return found
