@@ -31,13 +31,22 @@ class Progress(Protocol):
 
 
 def build_image(
-    program: Program, target: Target, workers: int | None = None, *, cache: bool = True, progress: Progress | None = None
+    program: Program,
+    target: Target,
+    workers: int | None = None,
+    *,
+    cache: bool = True,
+    bounds: bool = False,
+    progress: Progress | None = None,
 ) -> Build:
-    """Compiles a program. Raises CodegenError or LinkError, which are bugs of ours."""
+    """Compiles a program. Raises CodegenError or LinkError, which are bugs of ours.
+
+    ``bounds`` makes a checked build, whose runs stop at an access outside of a buffer.
+    """
     places = plan(program)
     kernels = program_kernels(program)
-    entry = emit_entry(program, places, {kernel: scratch_bytes(kernel) for kernel in kernels}, target)
-    modules = [("entry", entry.text), *((kernel.name, emit_kernel(kernel, target)) for kernel in kernels)]
+    entry = emit_entry(program, places, {kernel: scratch_bytes(kernel) for kernel in kernels}, target, bounds=bounds)
+    modules = [("entry", entry.text), *((kernel.name, emit_kernel(kernel, target, bounds=bounds)) for kernel in kernels)]
     reporter = None if progress is None else _Reporter(progress)
     image = link(compile_kernels(modules, target, workers, reporter, cache=cache))
     return Build(

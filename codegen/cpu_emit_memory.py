@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from tcompile.codegen import cpu_emit_index as index
 from tcompile.codegen import cpu_emit_lanes as ops
 from tcompile.codegen import cpu_emit_spread as spread
+from tcompile.codegen.cpu_emit_bounds import Bounds
 from tcompile.codegen.cpu_emit_casts import Casts
 from tcompile.codegen.cpu_emit_function import Function
 from tcompile.codegen.cpu_emit_index import Names
@@ -59,6 +60,7 @@ class Memory:
         self.target = target
         self.versions: dict[str, int] = {}
         self.uses_zeros = False
+        self.bounds: Bounds | None = None  # of a checked build
         self._flat: dict[tuple[int, str], tuple[Shape, DimLike]] = {}
         self._sink: Value | None = None
 
@@ -101,15 +103,23 @@ class Memory:
         text = f"getelementptr {kind}, ptr {access.pointer.name}, <{lanes} x {access.width}> {offsets.name}"
         return Value(self.fn.pure(text, depth), depth, lanes)
 
+    def _check(self, buffer: Buffer, access: Access, mask: Value | None, lanes: int) -> None:
+        if self.bounds is not None:
+            pointers = access.pointer if access.numbers is None else self._pointers(access, memory_type(buffer.dtype), lanes)
+            self.bounds.check(buffer.base, buffer.dtype, buffer.shape, pointers, mask)
+
     # Loads ---------------------------------------------------------------------------------------------------
 
     def load(self, buffer: Buffer, indices: Shape, mask: Value | None, active: Value | None, lanes: int) -> Value:
         """The element at ``indices``; 0 where ``mask`` is false. ``active``: the lanes that run at all."""
         access = self._access(buffer, indices)
         if access.numbers is None and (mask is None or not mask.lanes):
+            self._check(buffer, access, mask, 0)
             raw = self._scalar(buffer, access.pointer, mask)
         else:
-            raw = self._lanes(buffer, access, self._both(mask, active), lanes)
+            some = self._both(mask, active)
+            self._check(buffer, access, some, lanes)
+            raw = self._lanes(buffer, access, some, lanes)
         return self._from_memory(raw, buffer.dtype)
 
     def _load(self, buffer: Buffer, text: str, depth: int, lanes: int) -> Value:
@@ -194,9 +204,12 @@ class Memory:
         access = self._access(buffer, indices)
         raw = self._to_memory(value, buffer.dtype)
         if access.numbers is None and not raw.lanes and (mask is None or not mask.lanes):
+            self._check(buffer, access, mask, 0)
             self._store_scalar(buffer, access.pointer, raw, mask)
         else:
-            self._store_lanes(buffer, access, raw, self._both(mask, active), lanes)
+            some = self._both(mask, active)
+            self._check(buffer, access, some, lanes)
+            self._store_lanes(buffer, access, raw, some, lanes)
         self.touch(buffer.group)
 
     def touch(self, group: str) -> None:

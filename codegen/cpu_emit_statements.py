@@ -13,6 +13,7 @@ from tcompile.codegen import cpu_emit_index as index
 from tcompile.codegen import cpu_emit_lanes as ops
 from tcompile.codegen import cpu_emit_registers as registers
 from tcompile.codegen import cpu_emit_scratch as scratch
+from tcompile.codegen.cpu_emit_bounds import Bounds
 from tcompile.codegen.cpu_emit_control import Control, State, roots, walk
 from tcompile.codegen.cpu_emit_function import Block as Code
 from tcompile.codegen.cpu_emit_function import Function
@@ -20,6 +21,7 @@ from tcompile.codegen.cpu_emit_index import Lane
 from tcompile.codegen.cpu_emit_memory import Buffer
 from tcompile.codegen.cpu_emit_registers import Registers
 from tcompile.codegen.cpu_emit_values import Value
+from tcompile.codegen.cpu_entry_frame import CODES
 from tcompile.errors import InvalidModelError, UnsupportedError
 from tcompile.ir import dims
 from tcompile.ir.dims import Range
@@ -28,20 +30,21 @@ from tcompile.ir.loops import Alloc, Block, Check, For, If, Kernel, Let, Load, L
 from tcompile.ir.loops_evaluate import postorder
 from tcompile.ir.target import Target
 
-STATUS_CODES = {status: code for code, status in enumerate(Status, 1)}
 _UNBOUNDED = Range(-(2**63), 2**63 - 1)
 
 
 class Statements(Control):
     """Emits statements at the current place of ``fn``."""
 
-    def __init__(self, fn: Function, target: Target, kernel: Kernel) -> None:
+    def __init__(self, fn: Function, target: Target, kernel: Kernel, *, bounds: bool = False) -> None:
         super().__init__(fn, target)
         self.target = target
         self.scratch = scratch.plan(kernel)
         self.register_lanes = registers.lanes_of(kernel)
         self.first = kernel.body[0] if kernel.body else None
         self._failures: dict[Status, Code] = {}
+        if bounds:
+            self.memory.bounds = Bounds(fn, self.names, lambda inside: self._leave_unless(inside, Status.BOUNDS))
 
     # Blocks --------------------------------------------------------------------------------------------------
 
@@ -107,22 +110,25 @@ class Statements(Control):
 
     def _check(self, stmt: Check) -> None:
         cond = self.value(stmt.cond)
+        if cond.lanes and self.active is not None:
+            idle = ops.binary(self.fn, "xor", "i1", self.active, Value("true"))
+            cond = ops.binary(self.fn, "or", "i1", cond, idle)
+        self._leave_unless(cond, stmt.status)
+
+    def _leave_unless(self, cond: Value, status: Status) -> None:
         if cond.lanes:
-            if self.active is not None:
-                idle = ops.binary(self.fn, "xor", "i1", self.active, Value("true"))
-                cond = ops.binary(self.fn, "or", "i1", cond, idle)
             cond = ops.all_lanes(self.fn, cond)
         if cond.name == "true":
             return
         following = self.fn.block()
-        self.fn.effect(f"br i1 {cond.name}, label %{following.label}, label %{self._failure(stmt.status).label}")
+        self.fn.effect(f"br i1 {cond.name}, label %{following.label}, label %{self._failure(status).label}")
         self.fn.enter(following)
         self.fn.checked()
 
     def _failure(self, status: Status) -> Code:
         if status not in self._failures:
-            made = self._failures[status] = self.fn.block(f"fail{STATUS_CODES[status]}")
-            made.lines.append(f"ret i32 {STATUS_CODES[status]}")
+            made = self._failures[status] = self.fn.block(f"fail{CODES[status]}")
+            made.lines.append(f"ret i32 {CODES[status]}")
         return self._failures[status]
 
     # Branches ------------------------------------------------------------------------------------------------

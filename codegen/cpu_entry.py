@@ -33,9 +33,9 @@ class Entry:
     growing_scratch: tuple[Kernel, ...] = ()
 
 
-def emit_entry(program: Program, plan: Plan, scratch: dict[Kernel, DimLike], target: Target) -> Entry:
-    """The entry module. ``scratch`` holds each kernel's scratch bytes over its dims."""
-    run = _Run(program, plan, scratch)
+def emit_entry(program: Program, plan: Plan, scratch: dict[Kernel, DimLike], target: Target, *, bounds: bool = False) -> Entry:
+    """The entry module. ``scratch`` holds each kernel's scratch bytes over its dims; ``bounds`` checks the sizes that kernels are told."""
+    run = _Run(program, plan, scratch, bounds=bounds)
     body = run.function()
     prepared = _prepare(program, plan, run.scratch_bytes)
     declared = [f'declare hidden i32 @"{kernel.name}"(ptr, i64, i64, ptr) nounwind' for kernel in program_kernels(program)]

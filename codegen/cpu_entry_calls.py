@@ -44,8 +44,8 @@ class Slot:
 class Calls:
     """A run under construction: ``calls`` counts kernel calls, ``requirements`` checks, both in program order."""
 
-    def __init__(self, program: Program, plan: Plan, scratch: dict[Kernel, DimLike]) -> None:
-        self.program, self.plan, self.scratch = program, plan, scratch
+    def __init__(self, program: Program, plan: Plan, scratch: dict[Kernel, DimLike], *, bounds: bool = False) -> None:
+        self.program, self.plan, self.scratch, self.bounds = program, plan, scratch, bounds
         self.text = new_text(program)
         self.calls = 0
         self.requirements = 0
@@ -165,6 +165,8 @@ class Calls:
             self.poll()
         scratch = self._scratch(kernel, values)
         self._arguments(call)
+        if self.bounds:
+            self._check_sizes(call, values)
         extent = _parallel_extent(kernel, values)
         if extent is None or scratch.own:
             status = self._direct(kernel, "1" if extent is None else text.dim(extent), scratch.pointer)
@@ -179,6 +181,39 @@ class Calls:
         for k, (kind, value) in enumerate(words):
             place = text.once(f"getelementptr i64, ptr %args, i64 {k}")
             text.line(f"store {kind} {value}, ptr {place}, align 8")
+
+    def _check_sizes(self, call: Call, values: dict[str, DimLike]) -> None:
+        """Checked builds: what the kernel takes for the size of a buffer is held there."""
+        text = self.text
+        for buffer, param in zip(call.buffers, call.kernel.params, strict=True):
+            size = dims.substitute(dims.product(param.shape), values, self.program.symbols) * param.dtype.bytes
+            held = self._held(buffer)
+            if held is None:
+                slot = self.slot(buffer, self.plan.growing[buffer])
+                self._stop_beyond(text.dim(size), text.value(f"load i64, ptr {slot.capacity}, align 8"))
+            elif size != held:
+                self._stop_beyond(text.dim(size), text.dim(held))
+        scratch = dims.substitute(self.scratch[call.kernel], values, self.program.symbols)
+        if self._entry_bound(scratch) is not None and scratch != 0:
+            self._stop_beyond(text.dim(scratch), field(text, "scratch_bytes", "i64"))
+
+    def _held(self, buffer: Buffer) -> DimLike | None:
+        """The bytes that there are for a buffer; None where the host's slot knows."""
+        if buffer in self.plan.growing:
+            return None
+        if buffer in self.plan.slot_of:
+            return self.plan.slots[self.plan.slot_of[buffer]]
+        shape = list(buffer.shape)
+        if buffer.pitch is not None:
+            shape[buffer.pitch.axis] = dims.symbol(buffer.pitch.symbol)
+        return dims.product(shape) * buffer.dtype.bytes
+
+    def _stop_beyond(self, size: str, held: str) -> None:
+        text = self.text
+        beyond, go = text.label("beyond"), text.label("go")
+        text.branch(text.value(f"icmp sgt i64 {size}, {held}"), beyond, go)
+        self.fail(str(CODES[Status.BOUNDS]), self.calls, size)
+        text.begin(go)
 
     def _direct(self, kernel: Kernel, extent: str, scratch: str) -> str:
         return self.text.value(f'call i32 @"{kernel.name}"(ptr %args, i64 0, i64 {extent}, ptr {scratch})')

@@ -11,7 +11,7 @@ FRAME = (
     "failed_call", "failed_value", "threads", "profile",
 )  # fmt: skip
 HOST = ("parallel_for", "grow", "poll", "mark")
-CODES = {status: code for code, status in enumerate(Status, 1)}
+CODES = {status: code for code, status in enumerate(Status, 1)} | {Status.BOUNDS: 12}  # between them, those of the host
 
 
 def field(text: Text, name: str, kind: str = "ptr") -> str:

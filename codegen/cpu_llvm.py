@@ -35,16 +35,19 @@ __all__ = [
 _DEPTH = 20000  # expressions may nest deeper than Python's default limit
 
 
-def emit_kernel(kernel: Kernel, target: Target) -> str:
+def emit_kernel(kernel: Kernel, target: Target, *, bounds: bool = False) -> str:
     """The LLVM IR text of a module that exports one kernel. Raises InvalidModelError, UnsupportedError."""
-    return emit_module((kernel,), target)
+    return emit_module((kernel,), target, bounds=bounds)
 
 
-def emit_module(kernels: Iterable[Kernel], target: Target) -> str:
-    """The LLVM IR text of one module with several kernels, whose names differ. Small kernels compile faster together."""
+def emit_module(kernels: Iterable[Kernel], target: Target, *, bounds: bool = False) -> str:
+    """The LLVM IR text of one module with several kernels, whose names differ. Small kernels compile faster together.
+
+    ``bounds``: each access is checked (``cpu_emit_bounds``).
+    """
     functions, zeros = [], False
     for kernel in kernels:
-        text, uses_zeros = _emit_functions(kernel, target)
+        text, uses_zeros = _emit_functions(kernel, target, bounds)
         functions.append(text)
         zeros |= uses_zeros
     head = [f'target triple = "{target.triple}"']
@@ -64,10 +67,10 @@ def _attributes(target: Target) -> str:
     return f'attributes #0 = {{ nounwind "no-builtins" "target-cpu"="{target.cpu}" {features}{width} }}'
 
 
-def _emit_functions(kernel: Kernel, target: Target) -> tuple[str, bool]:
+def _emit_functions(kernel: Kernel, target: Target, bounds: bool) -> tuple[str, bool]:
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _DEPTH))
     fn = Function()
-    emitter = Statements(fn, target, kernel)
+    emitter = Statements(fn, target, kernel, bounds=bounds)
     groups = _groups(kernel)
     for position, param in enumerate(kernel.params):
         emitter.buffers[param.name] = Buffer(param.name, param.dtype, param.shape, Value(f"%p{position}"), groups[param.name])

@@ -221,6 +221,7 @@ class Status(StrEnum):
     BROADCAST = "extents that cannot be broadcast"
     SHAPE = "a shape that does not fit its tensor"
     MEMORY = "out of memory"
+    BOUNDS = "an access outside of its buffer"  # of checked builds only: a bug of the compiler
 
 
 # Statements of threads that work together (GPU) -------------------------------------------------------------

@@ -52,14 +52,17 @@ def _infer_gather(types: Types, attrs: Attrs, regions: object) -> Types:
 
 
 def _evaluate_gather(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
-    x, axis = arrays[0], attrs["axis"]
-    return (np.take(x, _checked(arrays[1], x.shape[axis], "gather"), axis),)
+    (x, indices), axis = arrays, attrs["axis"]
+    shape = (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    if 0 in shape:  # nothing is read
+        return (np.empty(shape, x.dtype),)
+    return (np.take(x, _checked(indices, x.shape[axis], "gather"), axis),)
 
 
 register(
     OpSpec(
         "gather",
-        "gather(x, indices) {axis}: numpy.take.",
+        "gather(x, indices) {axis}: numpy.take. Where the result has no elements none is read, and no index is out of range.",
         operands=(2, 2),
         attrs={"axis": "int"},
         infer=_infer_gather,
@@ -81,10 +84,13 @@ def _infer_gather_nd(types: Types, attrs: Attrs, regions: object) -> Types:
 def _evaluate_gather_nd(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
     x, indices = arrays
     batch = attrs["batch"]
+    shape = (*indices.shape[:-1], *x.shape[batch + indices.shape[-1] :])
+    if 0 in shape:  # nothing is read
+        return (np.empty(shape, x.dtype),)
     grid = _grid(indices.shape[:batch], indices.ndim - 1)
     found = x[(*grid, *_columns(indices, x.shape[batch:], "gather_nd"))]
     # no column to index by: every result is the whole of what is left
-    return (np.broadcast_to(found, (*indices.shape[:-1], *x.shape[batch + indices.shape[-1] :])),)
+    return (np.broadcast_to(found, shape),)
 
 
 def _grid(extents: Sequence[int], rank: int) -> tuple[np.ndarray, ...]:
@@ -100,7 +106,8 @@ def _columns(indices: np.ndarray, extents: Sequence[int], op: str) -> tuple[np.n
 register(
     OpSpec(
         "gather_nd",
-        "gather_nd(x, indices) {batch}: the last axis of indices indexes the axes of x after the batch axes (ONNX GatherND).",
+        "gather_nd(x, indices) {batch}: the last axis of indices indexes the axes of x after the batch axes (ONNX GatherND). Where the"
+        " result has no elements none is read, and no index is out of range.",
         operands=(2, 2),
         attrs={"batch": "int"},
         defaults={"batch": 0},
@@ -178,6 +185,8 @@ def _evaluate_scatter_nd(arrays: Arrays, attrs: Attrs, regions: object, env: Env
     if indices.shape[-1] == 0:  # every update is a whole tensor: fold them in over an axis of extent 1
         index = (np.zeros(indices.shape[:-1], np.intp),)
         return (_scatter(x[None], index, updates, attrs["combiner"])[0],)
+    if updates.size == 0:  # nothing is written
+        return (x,)
     return (_scatter(x, _columns(indices, x.shape, "scatter_nd"), updates, attrs["combiner"]),)
 
 

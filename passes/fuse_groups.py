@@ -172,7 +172,7 @@ class Group:
             return False
         variables = [str(i) for i in row if i != 0]
         own = list(self.variables)
-        if any(str(i) != name for i, name in zip((i for i in row if i != 0), own, strict=False)):
+        if variables != own[: len(variables)]:
             return False
         if dims.product(shape) != dims.product(self._root_extents(variables)):
             return False  # only some of the rows are asked for

@@ -54,6 +54,7 @@ class Options:
     ``dump_ir`` is a directory that gets the IR of every stage; ``stop_after`` names the pass after which
     ``optimise`` ends; ``workers`` is the number of processes that LLVM runs in, by default what the kernels are worth;
     ``cache`` keeps compiled kernels; ``memory`` is how many bytes of computed weights are held, more go to temporary files;
+    ``bounds`` checks every access of compiled code, which is slow and finds bugs of the compiler: a run that leaves a buffer stops;
     ``host_ops`` allows operators that Python runs (strings, images, sequences of run-time length).
     """
 
@@ -63,6 +64,7 @@ class Options:
     workers: int | None = None
     cache: bool = True
     memory: int = 1 << 26
+    bounds: bool = False
     host_ops: bool = True
 
 
@@ -252,7 +254,9 @@ def compile_graph(graph: Graph, target: Target, options: Options = DEFAULTS, pro
     verify_program(program)
     if options.dump_ir:
         (options.dump_ir / "99-program.txt").write_text(print_program(program))
-    return Compiled(program, build_image(program, target, options.workers, cache=options.cache, progress=progress), target)
+    return Compiled(
+        program, build_image(program, target, options.workers, cache=options.cache, bounds=options.bounds, progress=progress), target
+    )
 
 
 def compile_artifact(

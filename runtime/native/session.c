@@ -19,6 +19,7 @@ static const char *status_text(int32_t status) {
                                         "out of memory",
                                         "cancelled",
                                         "interrupted"};
+    if (status == TC_BOUNDS) return "an access outside of its buffer, which is a bug of the compiler";
     return status > 0 && status <= TC_INTERRUPTED ? texts[status] : "unknown failure";
 }
 

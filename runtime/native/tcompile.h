@@ -34,7 +34,8 @@ enum tc_status {
     TC_INPUT = 8,       /* a tensor that does not fit the signature */
     TC_ARTIFACT = 9,    /* a descriptor that is damaged or of another version */
     TC_MACHINE = 10,    /* a model compiled for another machine */
-    TC_USAGE = 11       /* functions called in the wrong order */
+    TC_USAGE = 11,      /* functions called in the wrong order */
+    TC_BOUNDS = 12      /* an access outside of its buffer, seen by code that was compiled to look (Options.bounds) */
 };
 
 /* ---- Between the host and compiled code ------------------------------------------------------------------ */

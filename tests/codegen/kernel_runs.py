@@ -41,10 +41,10 @@ class Loaded:
         return _ENTRY(self.engine.get_function_address(kernel.name))(ctypes.addressof(args), begin, end, start)
 
 
-def load(*kernels: Kernel, target: Target | None = None) -> Loaded:
-    """Kernels compiled into one module and loaded."""
+def load(*kernels: Kernel, target: Target | None = None, bounds: bool = False) -> Loaded:
+    """Kernels compiled into one module, as a checked build where ``bounds``, and loaded."""
     target = target or NATIVE
-    return Loaded(cpu_llvm.compile_module(cpu_llvm.emit_module(kernels, target), target))
+    return Loaded(cpu_llvm.compile_module(cpu_llvm.emit_module(kernels, target, bounds=bounds), target))
 
 
 def compare(kernel: Kernel, arrays: list[np.ndarray], dims: list[int], begin: int = 0, end: int | None = None, ulp: float = 0) -> int:

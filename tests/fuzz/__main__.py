@@ -1,9 +1,10 @@
-"""Long runs: ``python -m tests.fuzz --examples N [--seed S]`` draws graphs, ``--mutants N`` mutates files."""
+"""Long runs: ``python -m tests.fuzz --examples N [--seed S] [--bounds]`` draws graphs, ``--mutants N`` mutates files."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import time
 import traceback
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -18,14 +19,15 @@ def main() -> int:
     parser.add_argument("--examples", type=int, default=0)
     parser.add_argument("--mutants", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--bounds", action="store_true", help="compile with every access checked")
     arguments = parser.parse_args()
-    failed = bool(arguments.examples) and not run_graphs(arguments.examples, arguments.seed)
+    failed = bool(arguments.examples) and not run_graphs(arguments.examples, arguments.seed, bounds=arguments.bounds)
     return int(failed)
 
 
-def run_graphs(examples: int, number: int) -> bool:
+def run_graphs(examples: int, number: int, *, bounds: bool) -> bool:
     """Draws graphs and shrinks what fails; prints the smallest model that does."""
-    last = None
+    last, ran, start = None, 0, time.monotonic()
 
     @seed(number)
     @settings(
@@ -38,10 +40,13 @@ def run_graphs(examples: int, number: int) -> bool:
     )
     @given(st.data())
     def test(data):
-        nonlocal last
+        nonlocal last, ran
         drawn = draw_graph(data)
+        ran += 1
+        if ran % 100 == 0:
+            print(f"{ran} graphs in {time.monotonic() - start:.0f} s", flush=True)
         try:
-            check(drawn, threads=data.draw(st.sampled_from((1, 3))))
+            check(drawn, threads=data.draw(st.sampled_from((1, 3))), bounds=bounds)
         except Exception:
             last = drawn
             raise
@@ -52,6 +57,7 @@ def run_graphs(examples: int, number: int) -> bool:
         traceback.print_exc()
         print(last)
         return False
+    print(f"{ran} graphs agree, seed {number}")
     return True
 
 

@@ -52,8 +52,9 @@ def reshape(g: GraphDraw) -> None:
         asked[g.integer(0, len(asked) - 1)] = -1
     if form == "ones" and at > 0 and g.flag():
         asked[0] = 0
-    need(asked.count(-1) <= 1)
-    g.emit("Reshape", (x, g.ints(asked)), x, shape)
+    literal = 0 in shape and asked == shape
+    need(literal or x.size)
+    g.emit("Reshape", (x, g.ints(asked)), x, shape, allowzero=int(literal))
 
 
 @operation()

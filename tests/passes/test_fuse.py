@@ -219,3 +219,11 @@ def test_extents_may_be_called_like_anything(names):
     part = x.part(0, 0, dims.symbol(names[0]) - 1)
     y = softmax(part * 0.5)
     assert fused_kinds(b.graph([y.value], ["y"]), x=normal(3, 4, 5)) == ["rows"]
+
+
+def test_a_sum_that_is_gathered_from_is_a_kernel_of_its_own():
+    b = Builder()
+    b.symbols["count"] = Range(0, 9)
+    x = Term(b, b.input("x", F32, (1, dims.symbol("count"))))
+    (found,) = b.emit_all("gather_nd", (x.sum(1).value, b.constant(np.array([[0]]))), {"batch": 0}, ())
+    assert fused_kinds(b.graph([found], ["y"]), x=normal(1, 5)) == ["rows", "map"]
