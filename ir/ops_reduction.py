@@ -131,6 +131,9 @@ def _infer_arg_reduce(types: Types, attrs: Attrs, regions: object) -> Types:
 
 def _evaluate_arg_reduce(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
     (x,), axis = arrays, attrs["axis"]
+    shape = (*x.shape[:axis], *x.shape[axis + 1 :])
+    if 0 in shape:
+        return (np.empty(shape, np.int64),)
     if x.shape[axis] == 0:
         raise ExecutionError(f"arg_reduce: axis {axis} is empty")
     x = _wide(x, attrs["fn"], dtypes.from_numpy(x.dtype))

@@ -40,6 +40,7 @@ class Drawn:
     outputs: tuple[Tracked, ...]
     first: Arrays
     others: tuple[Arrays, ...]
+    empty: bool  # whether some value has no elements whatever the sizes: what makes it is not compiled, nor checked
 
     def __repr__(self) -> str:
         return onnx.printer.to_text(self.model)
@@ -58,7 +59,7 @@ def draw_graph(data: st.DataObject, most: int = 10) -> Drawn:
     others = [{name: g.pick(OTHER_EXTENTS) for name in g.sizes} for _ in range(RUNS if g.sizes else 0)]
     seed = g.integer(0, 1000)
     feeds = [_feeds(g, sizes, seed + k) for k, sizes in enumerate((g.sizes, *others))]
-    return Drawn(g.model(), tuple(g.outputs()), feeds[0], tuple(feeds[1:]))
+    return Drawn(g.model(), tuple(g.outputs()), feeds[0], tuple(feeds[1:]), any(value.size == 0 for value in g.values))
 
 
 def _attempt(g: GraphDraw, operation) -> None:
@@ -107,6 +108,8 @@ def _check_other_sizes(drawn: Drawn, graph, exe, inputs: Arrays) -> None:
             exe.run(inputs)
         except tcompile.Error as stop:
             assert "a bug of the compiler" not in str(stop), stop
+            return
+        if drawn.empty:
             return
         raise AssertionError(f"the interpreter stops at other sizes, compiled code does not: {error}") from error
     got = exe.run(inputs)
