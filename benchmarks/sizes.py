@@ -39,7 +39,7 @@ def _bert(names: tuple[str, ...]) -> Ranged:
     tokens = {"input_ids": TOKENS, "attention_mask": Draw(1, 2)}
     pairs = ((1, 1), (1, 127), (2, 31), (4, 13), (3, 256))
     sizes = tuple({"batch": batch, "seq": seq} for batch, seq in pairs)
-    return Ranged(dict.fromkeys(names, ("1..4", "1..256")), sizes, (("batch", 5), ("seq", 257), ("batch", 0)), tokens)
+    return Ranged(dict.fromkeys(names, ("batch=1..4", "seq=1..256")), sizes, (("batch", 5), ("seq", 257), ("batch", 0)), tokens)
 
 
 def _batch(name: str, symbol: str, rest: tuple[int, ...], draws: Mapping[str, Draw] | None = None) -> Ranged:

@@ -4,8 +4,9 @@
 
 Each case is compiled to artifact bytes; a runner process in which ``onnx``, ``llvmlite`` and ``tcompile.ir`` cannot be
 imported loads and runs them. Prints ``passed N of M`` and the failures by op. Exits 1 only when a case recorded in
-``conformance_passing.txt`` stops passing (``--update`` records what passes now). ``--page`` writes the table of operators
-from that record and runs only the cases that are not in it.
+``conformance_passing.txt`` stops passing (``--update`` records what passes now, and how many units in the last place its
+outputs are from the exact ones). ``--page`` writes the table of operators from that record and runs only the cases that are
+not in it.
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from tests.conformance_judge import Case, judge
+from tests.conformance_judge import RANDOM, Case, judge
+from tests.conformance_ulp import largest_ulp
 
 RECORD = Path(__file__).with_name("conformance_passing.txt")
 KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted", "real")
@@ -171,16 +175,27 @@ def runner() -> None:
         send(output, reply)
 
 
+@dataclass(frozen=True)
+class Result:
+    """One case: ``reason`` is why it failed, empty where it passed; ``ulp`` the largest error, where it was asked for and is one."""
+
+    key: str
+    reason: str
+    seconds: float
+    ulp: float | None = None
+
+
 _CASES: dict[str, tuple[Case, object]] = {}
 _RUNNER = Runner()
+_MEASURE = False
 
 
-def run_case(key: str) -> tuple[str, str, float]:
-    """(key, "" or why it failed, seconds)."""
+def run_case(key: str) -> Result:
+    """Compiles a case, runs its data sets and judges the outputs."""
     from tcompile.pipeline import Options, compile_artifact
 
     case, test = _CASES[key]
-    start = time.perf_counter()
+    start, worst = time.perf_counter(), None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -188,13 +203,16 @@ def run_case(key: str) -> tuple[str, str, float]:
             artifact = compile_artifact(model, options=Options(workers=1))
             assert data_sets, "the case has no data"
             for inputs, expected in data_sets:
-                judge(case, inputs, _RUNNER.run(artifact, list(inputs)), list(expected))
+                got = _RUNNER.run(artifact, list(inputs))
+                judge(case, inputs, got, list(expected))
+                if _MEASURE and case.kind == "node" and case.key not in RANDOM:
+                    worst = largest_ulp(model, inputs, got)
         reason = ""
     except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if os.environ.get("CONFORMANCE_TRACE"):
             traceback.print_exc()
-    return key, reason, time.perf_counter() - start
+    return Result(key, reason, time.perf_counter() - start, worst)
 
 
 def operators(test) -> str:
@@ -215,8 +233,10 @@ def main() -> int:
     if arguments.runner:
         runner()
         return 0
+    global _MEASURE
+    _MEASURE = arguments.update
     _CASES.update(all_cases())
-    known = recorded_cases() if arguments.page else set()
+    known = recorded_cases().keys() if arguments.page else set()
     keys = [key for key in _CASES if arguments.only in key and key not in known]
     results = run_cases(keys, arguments)
     if arguments.page:
@@ -225,9 +245,9 @@ def main() -> int:
     return report(results, arguments)
 
 
-def run_cases(keys: list[str], arguments: argparse.Namespace) -> list[tuple[str, str, float]]:
+def run_cases(keys: list[str], arguments: argparse.Namespace) -> list[Result]:
     """The results of cases, each in one of the worker processes."""
-    results: list[tuple[str, str, float]] = []
+    results: list[Result] = []
     with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
         for done in pool.map(run_case, keys, chunksize=8):
             results.append(done)
@@ -236,40 +256,46 @@ def run_cases(keys: list[str], arguments: argparse.Namespace) -> list[tuple[str,
     return results
 
 
-def recorded_cases() -> set[str]:
-    """The cases that pass, as recorded."""
-    return set(RECORD.read_text().split()) if RECORD.exists() else set()
+def recorded_cases() -> dict[str, float | None]:
+    """The cases that pass, as recorded, with their largest errors in units in the last place where they have been measured."""
+    lines = [line.split() for line in RECORD.read_text().splitlines()] if RECORD.exists() else []
+    return {name: float(ulp[0]) if ulp else None for name, *ulp in lines}
 
 
-def write_page(path: Path, results: list[tuple[str, str, float]]) -> None:
+def record(passed: Mapping[str, float | None]) -> None:
+    """Writes what ``recorded_cases`` reads."""
+    RECORD.write_text("".join(f"{key}\n" if ulp is None else f"{key} {ulp:.3g}\n" for key, ulp in sorted(passed.items())))
+
+
+def write_page(path: Path, results: list[Result]) -> None:
     """The operator page; ``results`` are those of the cases that are not recorded."""
     from tests.conformance_page import page
 
     models = {key: test.model if case.kind == "node" else None for key, (case, test) in _CASES.items()}
-    passing = recorded_cases() | {key for key, reason, _ in results if not reason}
-    path.write_text(page(models, passing & models.keys(), {key: reason for key, reason, _ in results}))
+    passing = recorded_cases() | {result.key: result.ulp for result in results if not result.reason}
+    kept = {key: ulp for key, ulp in passing.items() if key in models}
+    path.write_text(page(models, kept, {result.key: result.reason for result in results}))
 
 
-def show(result: tuple[str, str, float], number: int, total: int) -> None:
+def show(result: Result, number: int, total: int) -> None:
     """One line a failure, and one now and then to tell how far it is."""
-    key, reason, seconds = result
-    if reason or number % 100 == 0:
-        print(f"[{number}/{total}] {key}: {reason or 'passed'} ({seconds:.1f} s)", flush=True)
+    if result.reason or number % 100 == 0:
+        print(f"[{number}/{total}] {result.key}: {result.reason or 'passed'} ({result.seconds:.1f} s)", flush=True)
 
 
-def report(results: list[tuple[str, str, float]], arguments: argparse.Namespace) -> int:
+def report(results: list[Result], arguments: argparse.Namespace) -> int:
     """Prints the figures; 1 where a recorded case fails."""
-    passed = {key for key, reason, _ in results if not reason}
-    failures = Counter(operators(_CASES[key][1]) for key, reason, _ in results if reason)
+    passed = {result.key: result.ulp for result in results if not result.reason}
+    reasons = {result.key: result.reason for result in results if result.reason}
+    failures = Counter(operators(_CASES[key][1]) for key in reasons)
     print("\n".join(f"  {count:4}  {name}" for name, count in failures.most_common()) or "  no failures")
-    crashes = [key for key, reason, _ in results if "CRASH" in reason]
     recorded = recorded_cases()
-    lost = sorted((recorded & {key for key, _, _ in results}) - passed)
+    lost = sorted(recorded.keys() & reasons.keys())
     for key in lost:
-        print(f"stopped passing: {key}: {next(reason for k, reason, _ in results if k == key)}")
+        print(f"stopped passing: {key}: {reasons[key]}")
     if arguments.update:
-        RECORD.write_text("\n".join(sorted(recorded - {key for key, _, _ in results} | passed)) + "\n")
-    print(f"crashes: {len(crashes)}")
+        record({key: ulp for key, ulp in recorded.items() if key not in reasons} | passed)
+    print(f"crashes: {sum('CRASH' in reason for reason in reasons.values())}")
     print(f"passed {len(passed)} of {len(results)}")
     return 1 if lost and not arguments.update else 0
 

@@ -5,6 +5,7 @@ Built from the record of passing cases; cases that are not in it are run, so tha
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -25,12 +26,13 @@ class Row:
 
     opsets: list[int] = field(default_factory=list)
     dtypes: set[str] = field(default_factory=set)
-    cases: int = 0
-    passed: int = 0
+    cases: Counter[int] = field(default_factory=Counter)  # by opset
+    passed: Counter[int] = field(default_factory=Counter)
+    ulp: float | None = None
 
 
-def page(cases: Mapping[str, onnx.ModelProto | None], passing: set[str], reasons: Mapping[str, str]) -> str:
-    """The page in Markdown. ``cases``: the model of each case of one operator, None for the others."""
+def page(cases: Mapping[str, onnx.ModelProto | None], passing: Mapping[str, float | None], reasons: Mapping[str, str]) -> str:
+    """The page in Markdown. ``cases``: the model of each case of one operator, None for the others; ``passing``: their errors in ulp."""
     passed = sum(key in passing for key in cases)
     parts = [
         "# ONNX operators",
@@ -39,6 +41,9 @@ def page(cases: Mapping[str, onnx.ModelProto | None], passing: set[str], reasons
         "Opsets are those in which the operator's form changed and that are imported; the newest holds up to the newest opset of the"
         " installed `onnx`.\nElement types are those of the passing cases' tensors; more are supported than ONNX's suite tries. Operators"
         " marked *host*\nrun in Python, always or where a value is a string, or a sequence that only the run knows.",
+        "Errors are the largest of all passing cases, in units in the last place, against float64 arithmetic: the unit of an"
+        " element is that of its own\nmagnitude, but of no less than 1/1024 of its tensor's largest one. Integers are exact. Where a"
+        " case has several steps in a narrow type, such as\na function's body in f16, the rounding of each step counts.",
         _table(_rows(cases, passing)),
         _failures(cases, passing, reasons),
         _judged(),
@@ -46,17 +51,20 @@ def page(cases: Mapping[str, onnx.ModelProto | None], passing: set[str], reasons
     return "\n\n".join(parts) + "\n"
 
 
-def _rows(cases: Mapping[str, onnx.ModelProto | None], passing: set[str]) -> dict[Key, Row]:
+def _rows(cases: Mapping[str, onnx.ModelProto | None], passing: Mapping[str, float | None]) -> dict[Key, Row]:
     rows = {key: Row(_opsets(key)) for key in {*registered(), *_defined_by_functions(), *ALWAYS}}
     for case, model in cases.items():
         key = None if model is None else _operator(case, cases)
         if key is None:
             continue
         row = rows.setdefault(key, Row(_opsets(key)))
-        row.cases += 1
+        opset = _opset(model, key[0])
+        row.cases[opset] += 1
         if case in passing:
-            row.passed += 1
+            row.passed[opset] += 1
             row.dtypes.update(_dtypes(model))
+            if passing[case] is not None:
+                row.ulp = max(row.ulp or 0.0, passing[case])
     return rows
 
 
@@ -66,6 +74,10 @@ def _operator(case: str, cases: Mapping[str, onnx.ModelProto | None]) -> Key | N
     model = cases.get(base) or cases[case]
     nodes = [node for node in model.graph.node if node.op_type != "Constant"] or list(model.graph.node)
     return (_plain(nodes[0].domain), nodes[0].op_type) if len(nodes) == 1 else None
+
+
+def _opset(model: onnx.ModelProto, domain: str) -> int:
+    return next((entry.version for entry in model.opset_import if _plain(entry.domain) == domain), 0)
 
 
 def _plain(domain: str) -> str:
@@ -106,13 +118,22 @@ def _dtypes(model: onnx.ModelProto) -> Iterator[str]:
 
 
 def _table(rows: Mapping[Key, Row]) -> str:
-    lines = ["| operator | opsets | element types tried | cases passed |", "|---|---|---|---|"]
+    lines = ["| operator | opsets | element types tried | cases passed | by opset | error (ulp) |", "|---|---|---|---|---|---|"]
     for key in sorted(rows, key=lambda key: (key[0] not in ("", "ai.onnx.ml"), key[0], key[1])):
         row, (domain, op) = rows[key], key
         name = f"{f'{domain}.' if domain else ''}{op}{' (*host*)' if key in ALWAYS | RESOLVED | MOVING else ''}"
-        tried = f"{row.passed} of {row.cases}" if row.cases else "no case"
-        lines.append(f"| {name} | {', '.join(map(str, row.opsets)) or '-'} | {', '.join(sorted(row.dtypes)) or '-'} | {tried} |")
+        tried = f"{row.passed.total()} of {row.cases.total()}" if row.cases else "no case"
+        cells = [name, ", ".join(map(str, row.opsets)), ", ".join(sorted(row.dtypes)), tried, _by_opset(row), _error(row.ulp)]
+        lines.append(f"| {' | '.join(cell or '-' for cell in cells)} |")
     return "\n".join(lines)
+
+
+def _by_opset(row: Row) -> str:
+    return ", ".join(f"{opset}: {row.passed[opset]}" for opset in sorted(row.cases))
+
+
+def _error(ulp: float | None) -> str:
+    return "" if ulp is None else f"{ulp:.2g}"
 
 
 def _failures(cases: Iterable[str], passing: set[str], reasons: Mapping[str, str]) -> str:

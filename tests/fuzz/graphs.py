@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 import tcompile
 from tcompile.ir.interpret import interpret
 from tcompile.ir.onnx_import import import_model
+from tcompile.passes.canonicalise import Canonicalise
 from tests.fuzz import control, elementwise, shapes, sums
 from tests.fuzz.draw import GraphDraw, Reject, Tracked, small_values
 from tests.fuzz.registry import OPERATIONS
@@ -100,10 +101,10 @@ def check(drawn: Drawn, threads: int = 1, *, bounds: bool = False) -> None:
 
 
 def _check_other_sizes(drawn: Drawn, graph, exe, inputs: Arrays) -> None:
-    """At other sizes constants may not fit any more: then both stop."""
+    """At other sizes constants may not fit any more: then both stop, unless what stops the interpreter is of no use."""
     try:
         expected = interpret(graph, inputs, float64=True)
-    except tcompile.Error as error:
+    except tcompile.Error:
         try:
             exe.run(inputs)
         except tcompile.Error as stop:
@@ -111,7 +112,7 @@ def _check_other_sizes(drawn: Drawn, graph, exe, inputs: Arrays) -> None:
             return
         if drawn.empty:
             return
-        raise AssertionError(f"the interpreter stops at other sizes, compiled code does not: {error}") from error
+        expected = interpret(Canonicalise().apply(graph), inputs, float64=True)
     got = exe.run(inputs)
     for value in drawn.outputs:
         assert got[value.name].shape == expected[value.name].shape
