@@ -55,12 +55,12 @@ def build_image(
         _bound(entry.arena_bytes, program.symbols),
         _bound(entry.scratch_bytes, program.symbols),
         _growing(program, [*places.growing, *entry.growing_scratch]),
-        _notes(entry.arena_bytes),
+        readable_arena(entry.arena_bytes),
         {kernel: Work(moved_bytes(kernel), cycles(kernel, target)) for kernel in kernels},
     )
 
 
-def _notes(arena: DimLike) -> dict[str, str]:
+def readable_arena(arena: DimLike) -> dict[str, str]:
     """The arena's size where it depends on the inputs, as far as a person would read it."""
     text = str(arena)
     return {} if isinstance(arena, int) or len(text) > _READABLE else {"arena": text}

@@ -217,7 +217,7 @@ def read_cuda_plan(data: bytes) -> CudaPlan:
     try:
         content = json.loads(data)
         found = content["format"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(error) from error
     if found != FORMAT:
         message = f"the model's CUDA plan has format version {found}, this runtime reads version {FORMAT}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tcompile.runtime import Executable, HostedExecutable, load
 
 if TYPE_CHECKING:
-    from tcompile.pipeline import Compiled, HostCompiled
+    from tcompile.pipeline import AnyCompiled, HostCompiled
 
 
 def compile(
@@ -47,7 +47,7 @@ def compile(
 
 def _compiled(
     model: Any, target: str, shapes: Mapping[str, Sequence[int | str]] | None, options: dict[str, Any]
-) -> Compiled | HostCompiled:
+) -> AnyCompiled | HostCompiled:
     from tcompile.pipeline import Options, Silent, compile_model
 
     progress = options.pop("progress", Silent())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from tcompile.compiled_cuda import CudaCompiled
 from tcompile.errors import Error, UnsupportedError
 from tcompile.ir.graph import Graph
 from tcompile.ir.target import Target, named_target
@@ -56,6 +57,8 @@ class Options:
     ``cache`` keeps compiled kernels; ``memory`` is how many bytes of computed weights are held, more go to temporary files;
     ``bounds`` checks every access of compiled code, which is slow and finds bugs of the compiler: a run that leaves a buffer stops;
     ``host_ops`` allows operators that Python runs (strings, images, sequences of run-time length).
+    On GPUs, ``precision`` says what the factors of float32 products may be rounded to ("f32", "tf32", "fp16", "bf16"), None as the
+    target says; ``device_code`` False keeps the kernels' text alone, for emulation.
     """
 
     check: bool = False
@@ -66,6 +69,8 @@ class Options:
     memory: int = 1 << 26
     bounds: bool = False
     host_ops: bool = True
+    precision: str | None = None
+    device_code: bool = True
 
 
 SILENT = Silent()
@@ -165,7 +170,7 @@ class HostCompiled:
     """A compiled model that Python runs in part: its steps, and its native segments."""
 
     program: HostProgram
-    segments: Sequence[Compiled]
+    segments: Sequence[AnyCompiled]
     target: Target
 
     def write(self, stream: BinaryIO) -> None:
@@ -190,18 +195,20 @@ class HostCompiled:
         save_file(path, self.write)
 
 
+AnyCompiled = Compiled | CudaCompiled
+
+
 def compile_model(
     model: Any,
     target: str | Target = "native",
     shapes: Mapping[str, Sequence[int | str]] | None = None,
     options: Options = DEFAULTS,
     progress: Progress = SILENT,
-) -> Compiled | HostCompiled:
+) -> AnyCompiled | HostCompiled:
     """The whole way but the last step: a model (path, bytes or ModelProto) to a program, native code and weights."""
     from tcompile.ir.spill import spilling
 
-    if isinstance(target, str):
-        target = named_target(target)
+    target = chosen_target(target, options)
     with spilling(options.memory):
         progress.stage("import")
         program = imported(model, target, shapes, options)
@@ -209,6 +216,21 @@ def compile_model(
         return compile_graph(program, target, options, progress)
     segments = [compile_graph(segment, target, _of_segment(options, k), progress) for k, segment in enumerate(program.segments)]
     return HostCompiled(program, segments, target)
+
+
+def chosen_target(target: str | Target, options: Options = DEFAULTS) -> Target:
+    """The target of a name, with the precision that is asked for. Raises UnsupportedError for one that it does not have."""
+    from tcompile.ir.target import PRECISIONS, GpuTarget
+
+    found = named_target(target) if isinstance(target, str) else target
+    if options.precision is None:
+        return found
+    if not isinstance(found, GpuTarget):
+        raise UnsupportedError(f"the target {found.name} computes float32 in float32 only", hint="--precision is for cuda-* targets")
+    precision = options.precision.replace("fp16", "f16")
+    if precision not in PRECISIONS:
+        raise UnsupportedError(f"there is no precision {options.precision!r}", hint="one of f32, tf32, fp16, bf16")
+    return replace(found, precision=precision)
 
 
 def _of_segment(options: Options, number: int) -> Options:
@@ -239,9 +261,8 @@ def imported(
         raise UnsupportedError(f"the model needs Python at run time, which {who}:{listed}") from error
 
 
-def compile_graph(graph: Graph, target: Target, options: Options = DEFAULTS, progress: Progress = SILENT) -> Compiled:
+def compile_graph(graph: Graph, target: Target, options: Options = DEFAULTS, progress: Progress = SILENT) -> AnyCompiled:
     """An imported graph to native code."""
-    from tcompile.codegen.build import build_image
     from tcompile.codegen.lower import lower
     from tcompile.ir.program_text import print_program
     from tcompile.ir.program_verify import verify_program
@@ -254,9 +275,24 @@ def compile_graph(graph: Graph, target: Target, options: Options = DEFAULTS, pro
     verify_program(program)
     if options.dump_ir:
         (options.dump_ir / "99-program.txt").write_text(print_program(program))
-    return Compiled(
-        program, build_image(program, target, options.workers, cache=options.cache, bounds=options.bounds, progress=progress), target
-    )
+    return _BACKENDS[target.backend](program, target, options, progress)
+
+
+def _for_cpu(program: Program, target: Target, options: Options, progress: Progress) -> Compiled:
+    from tcompile.codegen.build import build_image
+
+    build = build_image(program, target, options.workers, cache=options.cache, bounds=options.bounds, progress=progress)
+    return Compiled(program, build, target)
+
+
+def _for_cuda(program: Program, target: Target, options: Options, progress: Progress) -> CudaCompiled:
+    from tcompile.codegen.cuda_build import build_cuda
+
+    build = build_cuda(program, target, device_code=options.device_code, cache=options.cache, progress=progress)
+    return CudaCompiled(program, build, target)
+
+
+_BACKENDS = {"cpu": _for_cpu, "cuda": _for_cuda}
 
 
 def compile_artifact(

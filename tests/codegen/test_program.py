@@ -22,6 +22,7 @@ from tcompile.ir.program_verify import verify_program
 from tcompile.runtime.executable import Executable
 from tests.codegen.lowering import TARGET
 from tests.codegen.native import artifact, run_native
+from tests.cuda.compiled import on_loops
 
 N = dims.symbol("n")
 
@@ -39,9 +40,9 @@ def check(graph, *arrays, rtol=1e-5):
         verify_kernel(kernel)
     expected, got = interpret(graph, arrays), run_program(program, arrays)
     assert expected.keys() == got.keys()
-    native = run_native(graph, *arrays)
+    native, device = run_native(graph, *arrays), on_loops(graph)[0].run(list(arrays))
     for name, array in expected.items():
-        for result in (got[name], native[name]):
+        for result in (got[name], native[name], device[name]):
             np.testing.assert_allclose(result, array, rtol=rtol, atol=rtol, err_msg=name)
             assert result.shape == array.shape
     return program
