@@ -1,39 +1,40 @@
-"""3x3 convolution by Winograd's F(4x4, 3x3): transform, 36 small GEMMs and transform back per block of tiles.
+"""Convolution by Winograd's F(m x m, r x r): transform, n * n small GEMMs and transform back per block of tiles.
 
     parallel for (image, block of tiles, share of output blocks):
-        V[36][input block][tile][16] = Bt d B                    of every tile and input channel
+        V[n * n][input block][tile][B] = Bt d B                  of every tile and input channel (``cpu_winograd_input``)
         for each group of output blocks:
-            for each of 36 values:  M[value][output block][tile][16] = V[value] * U[value]       the micro-kernel
-            Y = At M A; epilogue; store                          what lies inside the output
+            for each value:  M[value][output block][tile][B] = V[value] * U[value]       the micro-kernel
+            Y = At M A; epilogue; store                          what lies inside the output (``cpu_winograd_output``)
 
-A block is small enough for V and M to stay in the L2 cache. Both transforms go axis by axis, so that six values are in
-registers at a time.
+A block of tiles is small enough for V and M to stay in the L2 cache. With a dilation, a tile's inputs and outputs are that far
+apart, and neighbouring tiles interleave: each phase of the positions is a convolution of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tcompile.codegen.access import ravel
 from tcompile.codegen.cpu_epilogue import Epilogue, anchor
 from tcompile.codegen.cpu_split import split_task
 from tcompile.codegen.cpu_tile import micro_kernel
+from tcompile.codegen.cpu_winograd_input import transform_input
+from tcompile.codegen.cpu_winograd_output import transform_output
+from tcompile.codegen.cpu_winograd_tiles import Planes, Tiles
 from tcompile.codegen.draft import Draft, Scope
-from tcompile.codegen.scalar import compare, const, index_value
+from tcompile.codegen.scalar import compare
 from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
-from tcompile.ir.dims import DimLike, Range, Shape
-from tcompile.ir.dtypes import DType
+from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.graph import Node
-from tcompile.ir.loops import Expr, Load, LoopKind, Op
+from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import Tile, lanes, winograd_block
-from tcompile.ir.winograd import INPUT, OUTPUT, POINTS
+from tcompile.ir.winograd import BY_KERNEL
 
-GROUP = 4  # output blocks of one pass over V
+GROUP_CHANNELS = 64  # outputs of one pass over V
 MIN_TASKS = 4  # below that, tasks also share the output blocks and repeat the input transform
-VALUES = INPUT * INPUT
 
 
 class WinogradConv:
@@ -47,18 +48,23 @@ class WinogradConv:
         self.nest = self.draft.nest
         self.epilogue = Epilogue(self.draft, node, self.core)
         self.x, self.u = self.core.inputs
-        self.images, self.outputs, self.height, self.width, self.block = self.core.output.shape
+        self.form = BY_KERNEL[self.core.attrs["kernel"]]
+        self.images, self.outputs, *self.size, self.block = self.core.output.shape
         self.inputs = self.x.shape[1]
         self.dtype = self.core.attrs["dtype"].compute
         self.lanes = min(lanes(target, self.dtype), self.block)
-        self.down, self.across = (dims.ceildiv(extent, OUTPUT, self.nest.ranges) for extent in (self.height, self.width))
-        self.tiles = self.down * self.across
-        self.tile, self.together = winograd_block(target, self.tiles, self.inputs * self.block, self.block // self.lanes, self.lanes)
-        self.blocks = dims.ceildiv(self.tiles, self.together, self.nest.ranges)
-        self.group = min(GROUP, self.outputs)
+        self.per_block = self.block // self.lanes
+        self.tiles = Tiles(self.nest, self.form.outputs, tuple(self.size), self.core.attrs["dilation"])
+        channels = self.inputs * self.block, self.outputs * self.block
+        self.tile, self.together = winograd_block(target, self.form, self.tiles.count, *channels, self.per_block, self.lanes)
+        self.wide = self.tile.vectors // self.per_block
+        self.blocks = dims.ceildiv(self.tiles.count, self.together, self.nest.ranges)
+        group = max(GROUP_CHANNELS // (self.wide * self.block), 1) * self.wide
+        self.group = min(group, self.outputs)
         self.shares = self._shares()
-        self.draft.flops = 2 * self.core.output.type.size * 9 * self.inputs * self.block
-        self.draft.tags["tile"] = f"{self.together} x 4x4, {self.tile.rows}x{self.tile.vectors}x{self.lanes}"
+        self.draft.flops = 2 * self.core.output.type.size * self.form.kernel**2 * self.inputs * self.block
+        name = f"{self.form.outputs}x{self.form.outputs}"
+        self.draft.tags["tile"] = f"{self.together} x {name}, {self.tile.rows}x{self.tile.vectors}x{self.lanes}"
 
     def _shares(self) -> int:
         """Into how many tasks the output blocks of one block of tiles go."""
@@ -73,155 +79,73 @@ class WinogradConv:
         with nest.loop(self.images * self.blocks * self.shares, LoopKind.PARALLEL) as task:
             image, block, share = split_task(nest, task, (self.images, self.blocks, self.shares))
             first = block * self.together
-            count = dims.minimum(self.together, self.tiles - first, nest.ranges)
-            v = nest.alloc(self.dtype, (VALUES * self.inputs * self.together * self.block,))
-            m = nest.alloc(self.dtype, (VALUES * self.group * self.together * self.block,))
-            self._transform_input(image, first, count, v)
-            per_share = -(-self.outputs // self.shares)
+            count = dims.minimum(self.together, self.tiles.count - first, nest.ranges)
+            v = Planes(nest, self.dtype, self.form, self.inputs, self.together, self.block)
+            m = Planes(nest, self.dtype, self.form, self.group, self.together, self.block)
+            transform_input(self, image, first, count, v)
+            groups = -(-self.outputs // self.group)
+            per_share = -(-groups // self.shares)
             start = share * per_share
-            groups = dims.ceildiv(dims.minimum(per_share, self.outputs - start, nest.ranges), self.group, nest.ranges)
-            with nest.loop(groups) as group:
-                lowest = start + group * self.group
+            with nest.loop(dims.minimum(per_share, groups - start, nest.ranges)) as group:
+                lowest = (start + group) * self.group
                 members = dims.minimum(self.group, self.outputs - lowest, nest.ranges)
                 self._multiply(v, m, lowest, members)
-                self._transform_output(image, m, first, count, lowest, members)
+                transform_output(self, image, m, first, count, lowest, members)
             if self.epilogue.pad is not None:
-                self._border(image, block, start, dims.minimum(per_share, self.outputs - start, nest.ranges))
+                lowest = start * self.group
+                self._border(image, block, lowest, dims.minimum(per_share * self.group, self.outputs - lowest, nest.ranges))
         return self.draft
 
     def _border(self, image: DimLike, block: DimLike, start: DimLike, count: DimLike) -> None:
         with self.nest.branch(compare("eq", block, 0)), self.nest.loop(count) as part:
             self.epilogue.store_border(image, start + part)
 
-    # Transforms ---------------------------------------------------------------------------------------
-
-    def _transform_input(self, image: DimLike, first: DimLike, count: DimLike, v: str) -> None:
-        nest = self.nest
-        with nest.loop(self.inputs) as block, nest.loop(count) as tile:
-            down, across = self._position(first + tile)
-            shape = (VALUES, self.inputs, self.together, self.block)
-
-            def source(row: DimLike, column: DimLike, lane: DimLike) -> Expr:
-                return self.draft.element(self.x, (image, block, down * OUTPUT + row, across * OUTPUT + column, lane))
-
-            def store(row: DimLike, column: DimLike, lane: DimLike, value: Expr) -> None:
-                nest.store(v, ravel((row * INPUT + column, block, tile, lane), shape), value)
-
-            self._both_axes(INPUT, _input_values, source, store)
-
-    def _transform_output(self, image: DimLike, m: str, first: DimLike, count: DimLike, lowest: DimLike, members: DimLike) -> None:
-        nest = self.nest
-        shape = (VALUES, self.group, self.together, self.block)
-        with nest.loop(members) as member, nest.loop(count) as tile:
-            down, across = self._position(first + tile)
-            y = nest.alloc(self.dtype, (OUTPUT * OUTPUT * self.block,))
-
-            def source(row: DimLike, column: DimLike, lane: DimLike) -> Expr:
-                return Load(m, (ravel((row * INPUT + column, member, tile, lane), shape),), self.dtype)
-
-            def store(row: DimLike, column: DimLike, lane: DimLike, value: Expr) -> None:
-                nest.store(y, ravel((row, column, lane), (OUTPUT, OUTPUT, self.block)), value)
-
-            self._both_axes(OUTPUT, _output_values, source, store)
-            inside = [dims.minimum(OUTPUT, extent - at * OUTPUT, nest.ranges) for extent, at in ((self.height, down), (self.width, across))]
-            with nest.loops(tuple(inside)) as (row, column), nest.loop(self.block, LoopKind.VECTOR, self.lanes) as lane:
-                value = Load(y, (ravel((row, column, lane), (OUTPUT, OUTPUT, self.block)),), self.dtype)
-                self.epilogue.store((image, lowest + member, down * OUTPUT + row, across * OUTPUT + column, lane), value)
-
-    def _position(self, tile: DimLike) -> tuple[DimLike, DimLike]:
-        """The row and column of a tile, as variables."""
-        nest = self.nest
-        row = nest.let_index(index_value(dims.floordiv(tile, self.across, nest.ranges)), Range(0, self.down - 1))
-        return row, nest.let_index(index_value(tile - row * self.across), Range(0, self.across - 1))
-
-    def _both_axes(self, results: int, formula: Callable, source: Callable, store: Callable) -> None:
-        """Applies a formula of six values to the columns, then to the rows of a 6x6 tile, one vector of channels at a time."""
-        nest, width = self.nest, self.lanes
-        between = nest.alloc(self.dtype, (results * INPUT * width,))
-        with nest.loop(self.block // width) as part:
-            with nest.loop(INPUT) as column, nest.loop(width, LoopKind.VECTOR, width) as lane:
-                loaded = [nest.let(source(row, column, part * width + lane), "d") for row in range(INPUT)]
-                for row, value in enumerate(formula(nest, loaded, self.dtype)):
-                    nest.store(between, ravel((row, column, lane), (results, INPUT, width)), value)
-            with nest.loop(results) as row, nest.loop(width, LoopKind.VECTOR, width) as lane:
-                at = [ravel((row, column, lane), (results, INPUT, width)) for column in range(INPUT)]
-                loaded = [nest.let(Load(between, (place,), self.dtype), "d") for place in at]
-                for column, value in enumerate(formula(nest, loaded, self.dtype)):
-                    store(row, column, part * width + lane, value)
-
     # Products -----------------------------------------------------------------------------------------
 
-    def _multiply(self, v: str, m: str, lowest: DimLike, members: DimLike) -> None:
+    def _multiply(self, v: Planes, m: Planes, lowest: DimLike, members: DimLike) -> None:
+        """All products of a group: bundles of ``wide`` output blocks, then the blocks that fill no bundle one by one."""
         nest = self.nest
-        with nest.loop(VALUES) as value, nest.loop(members) as member:
-            full, rest = divmod(self.together, self.tile.rows)
-            with nest.loop(full) as step:
-                self._product(v, m, value, lowest, member, self.tile.rows, step * self.tile.rows)
-            if rest:
-                self._product(v, m, value, lowest, member, rest, full * self.tile.rows)
+        with nest.loop(self.form.values) as value:
+            bundles = dims.floordiv(members, self.wide, nest.ranges)
+            with nest.loop(bundles) as bundle:
+                self._rows(v, m, value, lowest, bundle * self.wide, self.wide)
+            if self.wide > 1 and self.outputs % self.wide:
+                with nest.loop(members - bundles * self.wide) as member:
+                    self._rows(v, m, value, lowest, bundles * self.wide + member, 1)
 
-    def _product(self, v: str, m: str, value: DimLike, lowest: DimLike, member: DimLike, rows: int, first: DimLike) -> None:
+    def _rows(self, v: Planes, m: Planes, value: DimLike, lowest: DimLike, member: DimLike, wide: int) -> None:
+        full, rest = divmod(self.together, self.tile.rows)
+        with self.nest.loop(full) as step:
+            self._product(v, m, value, lowest, member, Tile(self.tile.rows, wide * self.per_block, self.lanes), step * self.tile.rows)
+        if rest:
+            self._product(v, m, value, lowest, member, Tile(rest, wide * self.per_block, self.lanes), full * self.tile.rows)
+
+    def _product(self, v: Planes, m: Planes, value: DimLike, lowest: DimLike, member: DimLike, tile: Tile, first: DimLike) -> None:
         nest, u = self.nest, self.u
         weights = self.draft.read(u)
-        v_shape = (VALUES, self.inputs, self.together, self.block)
-        m_shape = (VALUES, self.group, self.together, self.block)
 
         def right(vector: int, lane: DimLike, term: Shape) -> Expr:
-            return Load(weights, (ravel((value, lowest + member, *term, vector * self.lanes + lane), u.shape),), u.dtype)
+            part, offset = divmod(vector, self.per_block)
+            return Load(weights, (ravel((value, lowest + member + part, *term, offset * self.lanes + lane), u.shape),), u.dtype)
 
         acc = micro_kernel(
             nest,
-            Tile(rows, self.tile.vectors, self.lanes),
+            tile,
             self.dtype,
             terms=self._terms,
-            a=lambda row, term: Load(v, (ravel((value, term[0], first + row, term[1]), v_shape),), self.dtype),
+            a=lambda row, term: v.load(value, term[0], first + row, term[1]),
             b=right,
         )
         with nest.loop(self.lanes, LoopKind.VECTOR, self.lanes) as lane:
-            for row in range(rows):
-                for vector in range(self.tile.vectors):
-                    place = ravel((value, member, first + row, vector * self.lanes + lane), m_shape)
-                    nest.store(m, place, acc.at(row, vector, lane))
+            for row in range(tile.rows):
+                for vector in range(tile.vectors):
+                    part, offset = divmod(vector, self.per_block)
+                    m.store(value, member + part, first + row, offset * self.lanes + lane, acc.at(row, vector, lane))
 
     @contextmanager
     def _terms(self) -> Iterator[Shape]:
         with self.nest.loops((self.inputs, self.block)) as term:
             yield term
-
-
-def _input_values(nest, d: Sequence[Expr], dtype: DType) -> list[Expr]:
-    """Bt d, the rows of points a and -a from their even and odd parts."""
-    a, b = (float(point) for point in (POINTS[1], POINTS[3]))
-    both, product = a * a + b * b, a * a * b * b
-    first = _fma(product, d[0], _fma(-both, d[2], d[4], dtype), dtype)
-    last = _fma(product, d[1], _fma(-both, d[3], d[5], dtype), dtype)
-    pairs = []
-    for mine, other in ((a, b), (b, a)):
-        even = nest.let(_fma(-other * other, d[2], d[4], dtype), "e")
-        odd = nest.let(_fma(-other * other, d[1], d[3], dtype), "o")
-        pairs += [_fma(mine, odd, even, dtype), _fma(-mine, odd, even, dtype)]
-    return [first, *pairs, last]
-
-
-def _output_values(nest, m: Sequence[Expr], dtype: DType) -> list[Expr]:
-    """At m, from the sums and differences of the pairs of points."""
-    a, b = (float(point) for point in (POINTS[1], POINTS[3]))
-    sums = [nest.let(Op("add", (m[k], m[k + 1]), dtype), "s") for k in (1, 3)]
-    gaps = [nest.let(Op("sub", (m[k], m[k + 1]), dtype), "t") for k in (1, 3)]
-    return [
-        Op("add", (m[0], Op("add", (sums[0], sums[1]), dtype)), dtype),
-        _fma(b, gaps[1], _scaled(a, gaps[0], dtype), dtype),
-        _fma(b * b, sums[1], _scaled(a * a, sums[0], dtype), dtype),
-        _fma(b**3, gaps[1], _fma(a**3, gaps[0], m[5], dtype), dtype),
-    ]
-
-
-def _fma(factor: float, x: Expr, y: Expr, dtype: DType) -> Expr:
-    return Op("fma", (const(factor, dtype), x, y), dtype)
-
-
-def _scaled(factor: float, x: Expr, dtype: DType) -> Expr:
-    return Op("mul", (const(factor, dtype), x), dtype)
 
 
 @template("conv_winograd")

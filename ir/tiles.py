@@ -5,11 +5,13 @@ Passes ask here when they pack weights, templates when they write the loops arou
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tcompile.ir.dims import DimLike
 from tcompile.ir.dtypes import F32, F64, I32, I64, DType
 from tcompile.ir.target import Target
+from tcompile.ir.winograd import Winograd
 
 _TRANSFORM_CYCLES = 180.0  # of one tile and one vector of channels, both passes, loads and stores
 _MEMORY_BYTES_PER_CYCLE = 6.0  # of one core
@@ -42,6 +44,14 @@ def accumulator_type(a: DType, b: DType, result: DType) -> DType:
 def lanes(target: Target, dtype: DType) -> int:
     """Elements of an accumulator type in one vector register."""
     return max(target.vector_bytes // dtype.bytes, 1)
+
+
+def channel_block(target: Target, dtypes: Iterable[DType]) -> int:
+    """Channels of a block of activations: one register of f32, so that a layer pays for few lanes that are no channel.
+
+    Half a register of bytes more where convolutions of ``dtypes`` have integers: 16, what their dot products take.
+    """
+    return 16 if any(not dtype.is_float for dtype in dtypes) else max(target.float_lanes, 8)
 
 
 def fits(target: Target, rows: int, vectors: int, broadcasts: int = 1) -> bool:
@@ -130,35 +140,47 @@ def side_by_side(target: Target, rows: int, vectors: int) -> int:
     return max((streams for streams in range(1, _MOST_STREAMS + 1) if held(streams)), default=1)
 
 
-def winograd_block(target: Target, tiles: DimLike, channels: int, vectors: int, lane_count: int) -> tuple[Tile, int]:
-    """The register tile, and how many 6x6 tiles to transform together: as many as the L2 cache holds, in equal blocks.
+def winograd_block(
+    target: Target, form: Winograd, tiles: DimLike, inputs: int, outputs: int, per_block: int, lane_count: int
+) -> tuple[Tile, int]:
+    """The register tile of the products, and how many tiles to transform together: as many as the L2 cache holds, in equal blocks.
 
-    ``channels`` is the number of input channels, ``vectors`` the register width of an output block.
+    ``inputs`` and ``outputs`` count channels, ``per_block`` the registers of an output block.
     """
-    heights = [rows for rows in range(1, target.vector_registers) if fits(target, rows, vectors)]
     # fewer than 16 would read the weights too often, even where V then leaves the L2 cache
-    most = max(min(target.l2_bytes // 2 // (36 * 4 * channels), 24), 16)
-    if not isinstance(tiles, int):
-        rows = heights[-1]
-        return Tile(rows, vectors, lane_count), rows * max(most // rows, 1)
-    together = -(-tiles // max(-(-tiles // most), 1)) if tiles else 1
+    most = max(min(target.l2_bytes // 2 // (form.values * 4 * inputs), 24), 16)
+    together = most if not isinstance(tiles, int) else -(-tiles // max(-(-tiles // most), 1)) if tiles else 1
+    blocks = max(outputs // (per_block * lane_count), 1)
 
-    def cycles(rows: int) -> float:
-        full, rest = divmod(together, rows)
-        return full * step_cycles(target, rows, vectors) + (step_cycles(target, rest, vectors) if rest else 0)
+    def cycles(rows: int, wide: int) -> float:
+        total = 0.0
+        for count, width in ((blocks // wide, wide), (blocks % wide, 1)):
+            for times, height in ((together // rows, rows), (1, together % rows)):
+                if count and times and height:
+                    total += count * times * (step_cycles(target, height, width * per_block) * inputs + _TILE_CYCLES)
+        return total
 
-    return Tile(min(heights, key=cycles), vectors, lane_count), together
+    options = [
+        (cycles(rows, wide), Tile(rows, wide * per_block, lane_count))
+        for wide in range(1, min(blocks, 8) + 1)
+        for rows in range(1, min(together, MOST_ROWS * 2) + 1)
+        if fits(target, rows, wide * per_block)
+    ]
+    _, tile = min(options, key=lambda option: option[0])
+    if isinstance(tiles, int) and tiles > together:
+        together = -(-together // tile.rows) * tile.rows  # a last block of fewer tiles rather than a rest in each
+    return tile, together
 
 
-def winograd_cycles(target: Target, tiles: int, inputs: int, outputs: int) -> float:
-    """Estimated cycles of F(4x4, 3x3) on one core: products, transforms, and the weights from memory."""
+def winograd_cycles(target: Target, form: Winograd, tiles: int, inputs: int, outputs: int) -> float:
+    """Estimated cycles of a Winograd convolution on one core: products, transforms, and the weights from memory."""
     rate = target.fma_ports * target.float_lanes
-    products = tiles * 36 * inputs * outputs / rate
-    transforms = tiles * (inputs + outputs) / target.float_lanes * _TRANSFORM_CYCLES
-    return max(products + transforms, 36 * 4 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)
+    products = tiles * form.values * inputs * outputs / rate
+    transforms = tiles * (inputs + outputs) / target.float_lanes * _TRANSFORM_CYCLES * form.values / 36
+    return max(products + transforms, form.values * 4 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)
 
 
-def direct_cycles(target: Target, positions: int, inputs: int, outputs: int) -> float:
-    """Estimated cycles of a direct 3x3 convolution on one core."""
-    products = positions * 9 * inputs * outputs / (target.fma_ports * target.float_lanes)
-    return max(products * 1.05, 9 * 4 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)
+def direct_cycles(target: Target, positions: int, taps: int, inputs: int, outputs: int) -> float:
+    """Estimated cycles of a direct convolution by a kernel of ``taps`` elements on one core."""
+    products = positions * taps * inputs * outputs / (target.fma_ports * target.float_lanes)
+    return max(products * 1.05, taps * 4 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)

@@ -1,60 +1,100 @@
-"""Winograd's F(4x4, 3x3): sixteen outputs of a 3x3 convolution from 36 products instead of 144.
+"""Winograd's F(m x m, r x r): m * m outputs of a convolution from (m + r - 1)**2 products instead of (m * r)**2.
 
-    Y = At [ (G g Gt) * (Bt d B) ] A        d: 6x6 inputs, g: 3x3 weights, Y: 4x4 outputs, * elementwise
+    Y = At [ (G g Gt) * (Bt d B) ] A        d: n x n inputs (n = m + r - 1), g: r x r weights, Y: m x m outputs, * elementwise
 
-after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The points are 0, 3/4, -3/4, 3/2, -3/2 and
-infinity, not the usual 0, 1, -1, 2, -2: the error is then that of a direct convolution. A NaN or infinity in an input tile
-spreads over the 16 outputs of the tile.
+after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The points are symmetric: 0, pairs of +-p, and
+infinity. For 3x3 kernels they are 0, +-3/4, +-3/2, not the usual 0, +-1, +-2: the error is then that of a direct convolution;
+for 5x5 kernels, 0, +-1/2, +-1, +-2 err some four times as much. A NaN or infinity in an input tile spreads over the outputs of
+the tile.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 
-OUTPUT = 4  # outputs of a tile per axis
-INPUT = 6  # inputs, and transformed values
-KERNEL = 3
-POINTS = (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))  # and infinity
+_PAIRS = {6: (Fraction(3, 4), Fraction(3, 2)), 8: (Fraction(1, 2), Fraction(1), Fraction(2))}
 
 
-def _without(skip: int | None) -> np.ndarray:
-    """Coefficients, lowest first, of the product of (x - p) over the points but one."""
-    poly = [Fraction(1)]
-    for number, point in enumerate(POINTS):
-        if number != skip:
-            poly = [up - point * same for up, same in zip([Fraction(0), *poly], [*poly, Fraction(0)], strict=True)]
-    return np.array([float(c) for c in poly] + [0.0] * (INPUT - len(poly)))
+@dataclass(frozen=True)
+class Winograd:
+    """One algorithm: ``outputs`` of a tile per axis, by a kernel of ``kernel`` taps."""
+
+    outputs: int
+    kernel: int
+
+    @property
+    def inputs(self) -> int:
+        """Inputs of a tile per axis, and transformed values."""
+        return self.outputs + self.kernel - 1
+
+    @property
+    def values(self) -> int:
+        """Products per tile, input channel and output channel."""
+        return self.inputs**2
+
+    @property
+    def pairs(self) -> tuple[Fraction, ...]:
+        """The positive points; their negatives, 0 and infinity are the others."""
+        return _PAIRS[self.inputs]
+
+    @cached_property
+    def points(self) -> tuple[Fraction, ...]:
+        """The finite points: 0, then each pair."""
+        return (Fraction(0), *(sign * point for point in self.pairs for sign in (1, -1)))
+
+    @cached_property
+    def input_matrix(self) -> np.ndarray:
+        """Bt [n, n]."""
+        return np.stack([*(self._without(k) for k in range(len(self.points))), self._without(None)])
+
+    @cached_property
+    def output_matrix(self) -> np.ndarray:
+        """At [m, n]."""
+        rows = range(self.outputs)
+        return np.array([[float(point**i) for point in self.points] + [1.0 if i == self.outputs - 1 else 0.0] for i in rows])
+
+    @cached_property
+    def weight_matrix(self) -> np.ndarray:
+        """G [n, r]."""
+        taps = range(self.kernel)
+        finite = [[float(point**i) / self._at(k) for i in taps] for k, point in enumerate(self.points)]
+        return np.array([*finite, [0.0] * (self.kernel - 1) + [1.0]])
+
+    def _without(self, skip: int | None) -> np.ndarray:
+        """Coefficients, lowest first, of the product of (x - p) over the points but one."""
+        poly = [Fraction(1)]
+        for number, point in enumerate(self.points):
+            if number != skip:
+                poly = [up - point * same for up, same in zip([Fraction(0), *poly], [*poly, Fraction(0)], strict=True)]
+        return np.array([float(c) for c in poly] + [0.0] * (self.inputs - len(poly)))
+
+    def _at(self, number: int) -> float:
+        """The product of (p - q) over the other points q."""
+        product = Fraction(1)
+        for other, point in enumerate(self.points):
+            if other != number:
+                product *= self.points[number] - point
+        return float(product)
+
+    def transform_weights(self, weights: np.ndarray) -> np.ndarray:
+        """[O, I, r, r] to [n * n, O, I], computed in f64."""
+        g = self.weight_matrix
+        wide = np.einsum("xi,ocij,yj->xyoc", g, weights.astype(np.float64), g, optimize=True)
+        return wide.reshape(self.values, *wide.shape[2:]).astype(weights.dtype)
+
+    def transform_input(self, tiles: np.ndarray) -> np.ndarray:
+        """Tiles [..., n, n] to their values [..., n * n]."""
+        bt = self.input_matrix
+        return (bt @ tiles @ bt.T).reshape(*tiles.shape[:-2], self.values)
+
+    def transform_output(self, products: np.ndarray) -> np.ndarray:
+        """Sums of products [..., n * n] to outputs [..., m, m]."""
+        at = self.output_matrix
+        return at @ products.reshape(*products.shape[:-1], self.inputs, self.inputs) @ at.T
 
 
-def _at(number: int) -> float:
-    """The product of (p - q) over the other points q."""
-    product = Fraction(1)
-    for other, point in enumerate(POINTS):
-        if other != number:
-            product *= POINTS[number] - point
-    return float(product)
-
-
-INPUT_MATRIX = np.stack([*(_without(k) for k in range(len(POINTS))), _without(None)])  # Bt [6, 6]
-OUTPUT_MATRIX = np.array([[float(point**i) for point in POINTS] + [1.0 if i == OUTPUT - 1 else 0.0] for i in range(OUTPUT)])  # At [4, 6]
-WEIGHT_MATRIX = np.array(
-    [[float(point**i) / _at(k) for i in range(KERNEL)] for k, point in enumerate(POINTS)] + [[0.0, 0.0, 1.0]]
-)  # G [6, 3]
-
-
-def transform_weights(weights: np.ndarray) -> np.ndarray:
-    """[O, I, 3, 3] to [36, O, I], computed in f64."""
-    wide = np.einsum("xi,ocij,yj->xyoc", WEIGHT_MATRIX, weights.astype(np.float64), WEIGHT_MATRIX, optimize=True)
-    return wide.reshape(INPUT * INPUT, *wide.shape[2:]).astype(weights.dtype)
-
-
-def transform_input(tiles: np.ndarray) -> np.ndarray:
-    """Tiles [..., 6, 6] to their 36 values [..., 36]."""
-    return (INPUT_MATRIX @ tiles @ INPUT_MATRIX.T).reshape(*tiles.shape[:-2], INPUT * INPUT)
-
-
-def transform_output(products: np.ndarray) -> np.ndarray:
-    """Sums of products [..., 36] to outputs [..., 4, 4]."""
-    return OUTPUT_MATRIX @ products.reshape(*products.shape[:-1], INPUT, INPUT) @ OUTPUT_MATRIX.T
+BY_KERNEL = {3: Winograd(4, 3), 5: Winograd(4, 5)}  # what a kernel of this many taps per axis is computed by

@@ -1,6 +1,6 @@
 """Convolutions with constant weights in blocked form: which kind fits, and how the weights are packed.
 
-    conv(x, w)  -->  conv_blocked(pad(pack(x)), w')          channels in blocks of 16
+    conv(x, w)  -->  conv_blocked(pad(pack(x)), w')          channels in blocks of B
                      depthwise_blocked(pad(pack(x)), w')     one input and one output channel per group
                      conv_stem(pad(x), w')                   few input channels: plain input, blocked output
                      conv_winograd(pad(pack(x)), u)          3x3 at stride 1 where the products outweigh the transforms
@@ -16,7 +16,7 @@ import numpy as np
 
 from tcompile.ir.build import Builder
 from tcompile.ir.graph import Node, Value
-from tcompile.passes.layout_forms import BLOCK, Forms, pack_array, padded_to
+from tcompile.passes.layout_forms import Forms, pack_array, padded_to
 from tcompile.passes.layout_transposed import assign_transposed
 from tcompile.passes.layout_winograd import assign_winograd, winograd_pays
 
@@ -37,44 +37,45 @@ def assign_conv(node: Node, forms: Forms) -> bool:
     b = forms.b
     if groups == 1 and channels < STEM_CHANNELS and not forms.native(x):
         padded = _padded(b, forms.plain(x), node, lanes=False)
-        result = b.emit("conv_stem", padded, b.constant(pack_array(weights, 0)), **common)
+        result = b.emit("conv_stem", padded, b.constant(pack_array(weights, 0, forms.block)), **common)
     elif groups > 1 and per_group == 1 and outputs == channels:
         padded = _padded(b, forms.finite(x), node, lanes=True)
-        result = b.emit("depthwise_blocked", padded, b.constant(pack_array(weights[:, 0], 0)), **common)
+        result = b.emit("depthwise_blocked", padded, b.constant(pack_array(weights[:, 0], 0, forms.block)), **common)
     else:
-        joined = _join_groups(weights, groups)
+        joined = _join_groups(weights, groups, forms.block)
         if joined is None:
             return False
         weights, groups = joined
-        if groups == 1 and forms.winograd and winograd_pays(node, weights, forms.target):
+        if groups == 1 and forms.winograd and winograd_pays(node, weights, forms):
             assign_winograd(node, weights, forms)
             return True
         padded = _padded(b, forms.finite(x), node, lanes=True)
-        result = b.emit("conv_blocked", padded, b.constant(pack_weights(weights)), groups=groups, **common)
+        result = b.emit("conv_blocked", padded, b.constant(pack_weights(weights, forms.block)), groups=groups, **common)
     forms.set_blocked(node.output, result, 0.0)  # zero weights, zero lanes
     return True
 
 
-def pack_weights(weights: np.ndarray) -> np.ndarray:
-    """[O, I, kernel] -> [O/16, I/16, kernel, 16 of I, 16 of O]."""
-    outputs, inputs = (-(-extent // BLOCK) for extent in weights.shape[:2])
-    full = padded_to(padded_to(weights, 0, outputs * BLOCK), 1, inputs * BLOCK)
-    split = full.reshape(outputs, BLOCK, inputs, BLOCK, *weights.shape[2:])
+def pack_weights(weights: np.ndarray, block: int) -> np.ndarray:
+    """[O, I, kernel] -> [O/B, I/B, kernel, B of I, B of O]."""
+    outputs, inputs = (-(-extent // block) for extent in weights.shape[:2])
+    full = padded_to(padded_to(weights, 0, outputs * block), 1, inputs * block)
+    split = full.reshape(outputs, block, inputs, block, *weights.shape[2:])
     return np.ascontiguousarray(np.moveaxis(split, (3, 1), (-2, -1)))
 
 
 def _supported(node: Node) -> bool:
     x, w = node.inputs
     known = isinstance(x.shape[1], int) and w.type.is_static and w.type.size > 0
-    return known and min(x.dtype.bits, w.dtype.bits) >= 8
+    zeros = all(np.zeros((), value.dtype.numpy) == 0 for value in (x, w))  # f8e8m0 has none to pad with
+    return known and zeros and min(x.dtype.bits, w.dtype.bits) >= 8
 
 
-def _join_groups(weights: np.ndarray, groups: int) -> tuple[np.ndarray, int] | None:
+def _join_groups(weights: np.ndarray, groups: int, block: int) -> tuple[np.ndarray, int] | None:
     """Weights whose groups are whole blocks, and their number; None where that would waste most of the work."""
     outputs, inputs = weights.shape[0] // groups, weights.shape[1]
-    if groups == 1 or (inputs % BLOCK == 0 and outputs % BLOCK == 0):
+    if groups == 1 or (inputs % block == 0 and outputs % block == 0):
         return weights, groups
-    join = BLOCK // math.gcd(inputs, outputs, BLOCK)
+    join = block // math.gcd(inputs, outputs, block)
     if join > 4 or groups % join:
         return None
     merged = np.zeros((weights.shape[0], inputs * join, *weights.shape[2:]), weights.dtype)

@@ -1,8 +1,8 @@
 """The two forms a value of N C spatial may exist in while layouts are assigned, and the way from one to the other.
 
-The blocked form [N, ceil(C/16), spatial, 16] keeps a channel block in one or two vector registers. ``lanes`` is the number that
-the pad lanes of the last block hold: NaN where it is not known. A reader that multiplies pad lanes with zero weights needs
-a finite number there.
+The blocked form [N, ceil(C/B), spatial, B] keeps a block of channels in a vector register (``Forms.block``). ``lanes`` is the
+number that the pad lanes of the last block hold: NaN where it is not known. A reader that multiplies pad lanes with zero
+weights needs a finite number there.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tcompile.ir.dtypes import BOOL
 from tcompile.ir.graph import Graph, Node, Value
 from tcompile.ir.spill import release
 from tcompile.ir.target import Target
+from tcompile.ir.tiles import channel_block
 
-BLOCK = 16  # on every CPU: one zmm, two ymm, four NEON registers of f32
 AXIS = 1
 
 
@@ -39,6 +39,7 @@ class Forms:
         self.b = builder
         self.target, self.winograd = target, winograd
         self.producers = graph.producers()
+        self.block = channel_block(target, [value.dtype for node in graph.nodes if node.op == "conv" for value in node.inputs])
         self.table: dict[Value, Form] = {value: Form(plain=value) for value in graph.inputs}
 
     def native(self, value: Value) -> bool:
@@ -61,9 +62,9 @@ class Forms:
 
     def _unpack(self, blocked: Value, old: Value) -> Value:
         channels = old.shape[AXIS]
-        if all(extent == 1 for extent in old.shape[2:]) and channels % BLOCK == 0:
-            return self.b.reshape(blocked, old.shape)  # [N, C/16, 1, 1, 16] lies in memory like [N, C, 1, 1]
-        return self.b.emit("unpack", blocked, axis=AXIS, extent=channels, block=BLOCK)
+        if all(extent == 1 for extent in old.shape[2:]) and channels % self.block == 0:
+            return self.b.reshape(blocked, old.shape)  # [N, C/B, 1, 1, B] lies in memory like [N, C, 1, 1]
+        return self.b.emit("unpack", blocked, axis=AXIS, extent=channels, block=self.block)
 
     def blocked(self, value: Value) -> Value:
         """The blocked form of a value of rank 2 or more with known channels; packed where there is none yet."""
@@ -79,7 +80,7 @@ class Forms:
     def lanes(self, value: Value) -> float:
         """What the pad lanes of ``blocked(value)`` hold, after that was asked for."""
         form = self.table[value]
-        return 0.0 if value.shape[AXIS] % BLOCK == 0 else form.lanes
+        return 0.0 if value.shape[AXIS] % self.block == 0 else form.lanes
 
     def finite(self, value: Value) -> Value:
         """The blocked form with finite numbers in its pad lanes."""
@@ -87,7 +88,7 @@ class Forms:
         return blocked if math.isfinite(self.lanes(value)) else self._with_zero_lanes(blocked, value.shape[AXIS])
 
     def _with_zero_lanes(self, blocked: Value, channels: int) -> Value:
-        valid = np.arange(blocked.shape[AXIS] * BLOCK).reshape(-1, BLOCK) < channels
+        valid = np.arange(blocked.shape[AXIS] * self.block).reshape(-1, self.block) < channels
         mask = self.b.constant(valid, BOOL)
         cond = self.b.emit("broadcast", mask, shape=blocked.shape, axes=(AXIS, blocked.rank - 1))
         return self.b.map("where", cond, blocked, self.b.scalar_like(0, blocked))
@@ -96,8 +97,8 @@ class Forms:
         """pack of a new value; of a constant at once."""
         array = self.constant(value)
         if array is None:
-            return self.b.emit("pack", value, axis=axis, block=BLOCK)
-        return self.b.constant(pack_array(array, axis))
+            return self.b.emit("pack", value, axis=axis, block=self.block)
+        return self.b.constant(pack_array(array, axis, self.block))
 
     def constant(self, new: Value) -> np.ndarray | None:
         """The array of a constant of the new graph (which keeps the constants of the old one)."""
@@ -115,7 +116,7 @@ class Forms:
         """A broadcast made in blocked form, from the smallest operand."""
         (source,) = node.inputs
         shape, axes = node.output.shape, node.attrs["axes"]
-        wide = (*shape[:AXIS], -(-shape[AXIS] // BLOCK), *shape[2:], BLOCK)
+        wide = (*shape[:AXIS], -(-shape[AXIS] // self.block), *shape[2:], self.block)
         position = axes.index(AXIS) if AXIS in axes else None
         if position is None or source.shape[position] == 1:
             plain = self.plain(source)
@@ -131,7 +132,7 @@ class Forms:
         return self.b.emit("broadcast", narrow, shape=wide, axes=(*axes, len(shape))), lanes
 
 
-def pack_array(array: np.ndarray, axis: int, block: int = BLOCK) -> np.ndarray:
+def pack_array(array: np.ndarray, axis: int, block: int) -> np.ndarray:
     """The meaning of ``pack``: blocks where the axis was, lanes last, zeros after the end."""
     blocks = -(-array.shape[axis] // block)
     split = padded_to(array, axis, blocks * block).reshape(*array.shape[:axis], blocks, block, *array.shape[axis + 1 :])

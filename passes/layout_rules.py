@@ -16,7 +16,7 @@ from tcompile.ir.dims import DimLike, product
 from tcompile.ir.graph import Node, Value
 from tcompile.passes.layout_conv import assign_conv
 from tcompile.passes.layout_dot import assign_dot
-from tcompile.passes.layout_forms import AXIS, BLOCK, Forms
+from tcompile.passes.layout_forms import AXIS, Forms
 
 Rule = Callable[[Node, Forms], bool]
 
@@ -75,7 +75,7 @@ def _reshape(node: Node, forms: Forms) -> bool:
     if not forms.native(x) or len(shape) < 2 or shape[:2] != x.shape[:2] or product(shape[2:]) != product(x.shape[2:]):
         return False
     blocked = forms.blocked(x)
-    forms.set_blocked(node.output, forms.b.reshape(blocked, (*blocked.shape[:2], *shape[2:], BLOCK)), forms.lanes(x))
+    forms.set_blocked(node.output, forms.b.reshape(blocked, (*blocked.shape[:2], *shape[2:], forms.block)), forms.lanes(x))
     return True
 
 
@@ -100,22 +100,22 @@ def _slice(node: Node, forms: Forms) -> bool:
     """Slices of spatial axes, and of whole channel blocks."""
     (x,) = node.inputs
     start, size, step = (node.attrs[name] for name in ("start", "size", "step"))
-    if not forms.native(x) or not _is_block_range(start[AXIS], size[AXIS], step[AXIS], x.shape[AXIS]):
+    if not forms.native(x) or not _is_block_range(start[AXIS], size[AXIS], step[AXIS], x.shape[AXIS], forms.block):
         return False
-    blocks = -(-size[AXIS] // BLOCK)
+    blocks = -(-size[AXIS] // forms.block)
     attrs = {
-        "start": (start[0], start[AXIS] // BLOCK, *start[2:], 0),
-        "size": (size[0], blocks, *size[2:], BLOCK),
+        "start": (start[0], start[AXIS] // forms.block, *start[2:], 0),
+        "size": (size[0], blocks, *size[2:], forms.block),
         "step": (*step, 1),
     }
     forms.set_blocked(node.output, forms.b.emit("slice", forms.blocked(x), **attrs), forms.lanes(x))
     return True
 
 
-def _is_block_range(start: DimLike, size: DimLike, step: int, extent: DimLike) -> bool:
-    if not (isinstance(start, int) and isinstance(size, int)) or step != 1 or start % BLOCK or not size:
+def _is_block_range(start: DimLike, size: DimLike, step: int, extent: DimLike, block: int) -> bool:
+    if not (isinstance(start, int) and isinstance(size, int)) or step != 1 or start % block or not size:
         return False
-    return size % BLOCK == 0 or start + size == extent
+    return size % block == 0 or start + size == extent
 
 
 def _concat(node: Node, forms: Forms) -> bool:
@@ -123,7 +123,7 @@ def _concat(node: Node, forms: Forms) -> bool:
     axis = node.attrs["axis"]
     if not any(forms.native(value) for value in node.inputs) or not all(map(_has_channels, node.inputs)):
         return False
-    if axis == AXIS and any(value.shape[AXIS] % BLOCK for value in node.inputs[:-1]):
+    if axis == AXIS and any(value.shape[AXIS] % forms.block for value in node.inputs[:-1]):
         return False
     operands = [forms.blocked(value) for value in node.inputs]
     lanes = {forms.lanes(value) for value in (node.inputs[-1:] if axis == AXIS else node.inputs)}

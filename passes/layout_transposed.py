@@ -22,7 +22,7 @@ from tcompile.ir import dims
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import DimLike
 from tcompile.ir.graph import Node, Value
-from tcompile.passes.layout_forms import BLOCK, Forms, pack_array
+from tcompile.passes.layout_forms import Forms, pack_array
 
 MOST_WASTE = 4.0  # multiplications with zero weights that the one convolution may add, per useful one
 
@@ -50,14 +50,14 @@ def assign_transposed(node: Node, forms: Forms) -> bool:
     kernel = _joined(weights, axes)  # [phases, O, I, windows]
     padded = _bordered(b, forms.finite(x), axes)
     common = {"strides": (1,) * len(axes), "dilation": (1,) * len(axes), "dtype": node.attrs["dtype"], "groups": 1}
-    packed = pack_array(pack_array(kernel.reshape(-1, *kernel.shape[2:]), 1), 0)
-    if outputs % BLOCK == 0:
+    packed = pack_array(pack_array(kernel.reshape(-1, *kernel.shape[2:]), 1, forms.block), 0, forms.block)
+    if outputs % forms.block == 0:
         result = b.emit("conv_blocked", padded, b.constant(packed), **common)
-        blocked = _interleave(b, result, outputs // BLOCK, axes, node.output.shape[2:])
+        blocked = _interleave(b, result, outputs // forms.block, axes, node.output.shape[2:])
         forms.set_blocked(node.output, blocked, 0.0)
         return True
     result = b.emit("conv_blocked", padded, b.constant(packed), **common)
-    plain = b.emit("unpack", result, axis=1, extent=kernel.shape[0] * outputs, block=BLOCK)
+    plain = b.emit("unpack", result, axis=1, extent=kernel.shape[0] * outputs, block=forms.block)
     forms.set_plain(node.output, _interleave(b, plain, outputs, axes, node.output.shape[2:]))
     return True
 

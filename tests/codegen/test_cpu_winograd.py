@@ -1,4 +1,4 @@
-"""The Winograd template against NumPy: ragged tiles, many and few channels, epilogue, border, unknown extents."""
+"""The Winograd template against NumPy: ragged tiles, many and few channels, dilation, borders, epilogue, unknown extents."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from tcompile.ir import dims
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
 from tcompile.ir.dtypes import F32
-from tcompile.ir.ops_winograd import padded_extent
+from tcompile.ir.winograd import BY_KERNEL
 from tests.codegen.template_runs import check_template
 
 RNG = np.random.default_rng(0)
@@ -17,35 +17,61 @@ def normal(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def winograd(b, x, outputs, size):
-    u = b.constant(normal(36, outputs, x.shape[1], 16, 16))
-    return b.emit("conv_winograd", x, u, size=size, dtype=F32)
+def winograd(b, x, outputs, size, kernel=3, low=(1, 1), dilation=(1, 1)):
+    u = b.constant(normal(BY_KERNEL[kernel].values, outputs, x.shape[1], x.shape[-1], x.shape[-1]))
+    return b.emit("conv_winograd", x, u, kernel=kernel, size=size, low=low, dilation=dilation, dtype=F32)
 
 
 @pytest.mark.parametrize(
-    ("size", "inputs", "outputs", "target"),
+    ("size", "inputs", "outputs", "block", "kernel", "target"),
     [
-        ((4, 4), 1, 1, "x86-64-v4"),
-        ((3, 2), 1, 1, "aarch64-linux"),
-        ((5, 3), 2, 1, None),
-        ((1, 13), 1, 5, None),
-        ((28, 27), 4, 6, None),
-        ((56, 56), 1, 9, None),
+        ((4, 4), 1, 1, 16, 3, "x86-64-v4"),
+        ((4, 5), 1, 3, 8, 5, "x86-64-v4"),
+        ((3, 2), 1, 1, 16, 3, "aarch64-linux"),
+        ((3, 6), 2, 1, 8, 3, "aarch64-linux"),
+        ((5, 3), 2, 1, 16, 3, None),
+        ((1, 13), 1, 5, 8, 3, None),
+        ((9, 13), 3, 7, 8, 5, None),
+        ((28, 27), 4, 6, 8, 3, None),
+        ((56, 56), 1, 9, 16, 3, None),
+        ((32, 40), 2, 11, 8, 3, None),
     ],
 )
-def test_sizes(size, inputs, outputs, target):
+def test_sizes(size, inputs, outputs, block, kernel, target):
     b = Builder()
-    x = b.input("x", F32, (2, inputs, *map(padded_extent, size), 16))
-    y = winograd(b, x, outputs, size)
+    x = b.input("x", F32, (2, inputs, *size, block))
+    y = winograd(b, x, outputs, size, kernel)
     assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}, target) == ["winograd"]
 
 
-def test_epilogue_and_border():
+@pytest.mark.parametrize(
+    ("space", "size", "low", "dilation", "kernel"),
+    [
+        ((16, 16), (16, 16), (2, 2), (2, 2), 3),
+        ((16, 32), (16, 32), (4, 8), (4, 8), 3),
+        ((13, 11), (13, 11), (3, 2), (3, 2), 3),
+        ((7, 5), (11, 9), (4, 4), (1, 1), 5),  # a transposed convolution's full border
+        ((12, 12), (8, 8), (0, 0), (1, 1), 5),
+        ((12, 9), (12, 9), (8, 6), (4, 3), 5),
+        ((3, 3), (30, 2), (20, 9), (1, 1), 3),  # tiles that are all border
+    ],
+)
+def test_borders_and_dilation(space, size, low, dilation, kernel):
     b = Builder()
-    x, r = b.input("x", F32, (1, 1, 10, 10, 16)), b.input("r", F32, (1, 2, 6, 7, 16))
-    y = b.map("add", winograd(b, x, 2, (6, 7)), r)
-    y = b.map("max", y, b.scalar_like(0.0, y))
-    y = b.emit("pad", y, b.constant(0.0, F32), low=(0, 0, 1, 1, 0), high=(0, 0, 3, 2, 0), mode="constant")
+    x = b.input("x", F32, (1, 2, *space, 8))
+    y = winograd(b, x, 3, size, kernel, low, dilation)
+    assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}) == ["winograd"]
+
+
+@pytest.mark.parametrize("fn", ["max", "sigmoid"])
+@pytest.mark.parametrize("size", [(6, 7), (8, 12)])
+def test_epilogue_and_border(fn, size):
+    b = Builder()
+    x, r = b.input("x", F32, (1, 1, *size, 16)), b.input("r", F32, (1, 2, *size, 16))
+    y = b.map("add", winograd(b, x, 2, size), r)
+    y = b.map("max", y, b.scalar_like(0.0, y)) if fn == "max" else b.map("mul", y, b.map(fn, y))
+    if fn == "max":
+        y = b.emit("pad", y, b.constant(0.0, F32), low=(0, 0, 1, 1, 0), high=(0, 0, 3, 2, 0), mode="constant")
     assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape), "r": normal(*r.shape)}) == ["winograd"]
 
 
@@ -54,9 +80,8 @@ def test_symbolic(n):
     b = Builder()
     b.symbols.update(n=Range(0, None), h=Range(1, None))
     h = dims.symbol("h")
-    x = b.input("x", F32, (dims.symbol("n"), 1, padded_extent(h), 6, 16))
+    x = b.input("x", F32, (dims.symbol("n"), 1, h, 6, 16))
     r = b.input("r", F32, (dims.symbol("n"), 1, h, 3, 16))
     graph = b.graph([b.map("add", winograd(b, x, 1, (h, 3)), r)], ["y"])
     height = 1 + 2 * n
-    arrays = {"x": normal(n, 1, padded_extent(height), 6, 16), "r": normal(n, 1, height, 3, 16)}
-    assert check_template(graph, arrays) == ["winograd"]
+    assert check_template(graph, {"x": normal(n, 1, height, 6, 16), "r": normal(n, 1, height, 3, 16)}) == ["winograd"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tcompile.ir import dims, dtypes
 from tcompile.ir.dtypes import ALL, DType
-from tcompile.ir.ops_winograd import padded_extent
+from tcompile.ir.winograd import BY_KERNEL
 from tests.problems.problem import Case, problem
 from tests.problems.values import bits
 
@@ -74,11 +74,13 @@ def depthwise_blocked(case: Case, dtype: DType, rank: int) -> None:
     case.emit("depthwise_blocked", x, w, **attrs, dtype=dtype)
 
 
-@problem("conv_winograd", [dtypes.F32, dtypes.F64])
-def conv_winograd(case: Case, dtype: DType) -> None:
-    """Whole tiles in, any size out."""
-    size, block = (case.integer(1, 9), case.integer(1, 9)), case.choice((8, 16))
-    blocks, outputs = case.choice((1, 2)), case.choice((1, 2))
-    x = case.operand(dtype, (case.extent(among=(0, 1, 2)), blocks, *map(padded_extent, size), block))
-    u = case.operand(dtype, (36, outputs, blocks, block, block), constant=0.5)
-    case.emit("conv_winograd", x, u, size=size, dtype=dtype)
+@problem("conv_winograd", [dtypes.F32, dtypes.F64], kernel=[3, 5])
+def conv_winograd(case: Case, dtype: DType, kernel: int) -> None:
+    """Any size in and out, zeros around, dilations."""
+    low, dilation = (case.integer(0, kernel), case.integer(0, kernel)), (case.choice((1, 1, 2, 3)), case.choice((1, 1, 2)))
+    space, block = (case.integer(1, 12), case.integer(1, 12)), case.choice((8, 16))
+    size = tuple(max(extent + case.integer(-3, 5), 1) for extent in space)
+    blocks, outputs = case.choice((1, 2)), case.choice((1, 2, 4))
+    x = case.operand(dtype, (case.extent(among=(0, 1, 2)), blocks, *space, block))
+    u = case.operand(dtype, (BY_KERNEL[kernel].values, outputs, blocks, block, block), constant=0.5)
+    case.emit("conv_winograd", x, u, kernel=kernel, size=size, low=low, dilation=dilation, dtype=dtype)

@@ -1,0 +1,114 @@
+"""The input transform of a Winograd convolution, V = Bt d B, and the zeros around the input.
+
+if the whole tile is inside the input:  V = Bt d B
+else:                                   patch = 0; copy the part inside; V = Bt patch B
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from tcompile.codegen.cpu_winograd_tiles import Planes, Square, along_row, down_columns, linear
+from tcompile.codegen.scalar import both, compare, const, index_value
+from tcompile.ir import dims
+from tcompile.ir.dims import DimLike, Range, Shape
+from tcompile.ir.loops import Expr, LoopKind
+
+if TYPE_CHECKING:
+    from tcompile.codegen.cpu_winograd import WinogradConv
+
+
+def transform_input(conv: WinogradConv, image: DimLike, first: DimLike, count: DimLike, v: Planes) -> None:
+    """Fills V for ``count`` tiles from the ``first``."""
+    nest, size = conv.nest, conv.form.inputs
+    steps = conv.core.attrs["dilation"]
+    with nest.loop(conv.inputs) as block, nest.loop(count) as tile:
+        corner = tuple(at - low for at, low in zip(conv.tiles.origin(first + tile), conv.core.attrs["low"], strict=True))
+        with nest.loop(conv.per_block) as part:
+            start = part * conv.lanes
+
+            def element(row: DimLike, column: DimLike, lane: DimLike) -> Expr:
+                return conv.draft.element(conv.x, (image, block, corner[0] + row * steps[0], corner[1] + column * steps[1], start + lane))
+
+            inside = _whole(conv, corner)
+            if inside is None:
+                _both_passes(conv, v, block, tile, start, element)
+            else:
+                with nest.branch(inside):
+                    _both_passes(conv, v, block, tile, start, element)
+                with nest.otherwise():
+                    patch = _patch(conv, corner, size, element)
+                    _both_passes(conv, v, block, tile, start, patch.load)
+
+
+def _both_passes(conv: WinogradConv, v: Planes, block: DimLike, tile: DimLike, start: DimLike, source) -> None:
+    nest, size = conv.nest, conv.form.inputs
+
+    def formula(d: Sequence[Expr]) -> list[Expr]:
+        return input_values(conv, d)
+
+    between = down_columns(nest, formula, size, size, conv.lanes, conv.dtype, source)
+    with nest.loop(size) as row, nest.loop(conv.lanes, LoopKind.VECTOR, conv.lanes) as lane:
+        for column, value in enumerate(along_row(nest, formula, between, row, lane)):
+            v.store(row * size + column, block, tile, start + lane, value)
+
+
+def _whole(conv: WinogradConv, corner: Shape) -> Expr | None:
+    """Whether no input of a tile is outside; None where that is certain."""
+    cond: Expr | None = None
+    for at, extent, step in zip(corner, conv.x.shape[2:4], conv.core.attrs["dilation"], strict=True):
+        last = at + (conv.form.inputs - 1) * step
+        for place in (at, extent - 1 - last):
+            if not dims.nonnegative(place, conv.nest.ranges):
+                cond = both(cond, compare("ge", place, 0))
+    return cond
+
+
+def _patch(conv: WinogradConv, corner: Shape, size: int, element) -> Square:
+    """The tile with zeros for what is outside of the input."""
+    nest, lanes = conv.nest, conv.lanes
+    patch = Square(nest, conv.dtype, size, size, lanes)
+    with nest.loop(size) as row, nest.loop(size) as column, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+        patch.store(row, column, lane, const(0, conv.dtype))
+    starts, counts = zip(*(_inside(conv, axis, at) for axis, at in enumerate(corner)), strict=True)
+    with nest.loops(counts) as (down, across), nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+        row, column = starts[0] + down, starts[1] + across
+        patch.store(row, column, lane, element(row, column, lane))
+    return patch
+
+
+def _inside(conv: WinogradConv, axis: int, corner: DimLike) -> tuple[DimLike, DimLike]:
+    """The first input of a tile that is inside along an axis, and how many are."""
+    nest, size = conv.nest, conv.form.inputs
+    step, extent = conv.core.attrs["dilation"][axis], conv.x.shape[2 + axis]
+    low = dims.minimum(dims.maximum(dims.ceildiv(-corner, step, nest.ranges), 0, nest.ranges), size, nest.ranges)
+    first = nest.let_index(index_value(low), Range(0, size))
+    end = dims.minimum(dims.ceildiv(extent - corner, step, nest.ranges), size, nest.ranges)
+    count = dims.maximum(end - first, 0, nest.ranges)
+    return first, nest.let_index(index_value(count), Range(0, size))
+
+
+def input_values(conv: WinogradConv, d: Sequence[Expr]) -> list[Expr]:
+    """Bt d: the rows of points p and -p from their even and odd parts.
+
+    The polynomial without -p is (x**2 + p x) Q(x**2) with Q the product of (x**2 - q**2) over the other pairs.
+    """
+    nest, dtype = conv.nest, conv.dtype
+    squares = [float(point) ** 2 for point in conv.form.pairs]
+    whole = _roots(squares)
+    results = [linear([(c, d[2 * k]) for k, c in enumerate(whole)], dtype)]
+    for number, point in enumerate(conv.form.pairs):
+        others = _roots(squares[:number] + squares[number + 1 :])
+        even = nest.let(linear([(c, d[2 * k + 2]) for k, c in enumerate(others)], dtype), "e")
+        odd = nest.let(linear([(c, d[2 * k + 1]) for k, c in enumerate(others)], dtype), "o")
+        results += [linear([(sign * float(point), odd), (1, even)], dtype) for sign in (1, -1)]
+    return [*results, linear([(c, d[2 * k + 1]) for k, c in enumerate(whole)], dtype)]
+
+
+def _roots(roots: Sequence[float]) -> list[float]:
+    """Coefficients, lowest first, of the monic polynomial with these roots."""
+    poly = [1.0]
+    for root in roots:
+        poly = [up - root * same for up, same in zip([0.0, *poly], [*poly, 0.0], strict=True)]
+    return poly

@@ -1,0 +1,113 @@
+"""Where the tiles of a Winograd convolution lie, and the planes of transformed values between its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tcompile.codegen.cpu_split import split_task
+from tcompile.codegen.nest import Nest
+from tcompile.codegen.scalar import const
+from tcompile.ir import dims
+from tcompile.ir.dims import DimLike, Shape
+from tcompile.ir.dtypes import DType
+from tcompile.ir.loops import Expr, Load, LoopKind, Op
+from tcompile.ir.winograd import Winograd
+
+LINE_BYTES = 64
+
+
+class Tiles:
+    """The output tiles of an image: ``outputs`` x ``outputs`` positions, ``dilation`` apart.
+
+    Tiles of neighbouring phases stand side by side, so that consecutive ones share cache lines.
+    """
+
+    def __init__(self, nest: Nest, outputs: int, size: Shape, dilation: tuple[int, ...]) -> None:
+        self.nest, self.outputs, self.size, self.dilation = nest, outputs, size, dilation
+        self.grid = tuple(
+            count
+            for extent, step in zip(size, dilation, strict=True)
+            for count in (dims.ceildiv(dims.ceildiv(extent, step, nest.ranges), outputs, nest.ranges), step)
+        )
+        self.count = dims.product(self.grid)
+
+    def origin(self, tile: DimLike) -> Shape:
+        """The row and column of a tile's first output."""
+        down, row, across, column = split_task(self.nest, tile, self.grid)
+        return tuple(
+            at * self.outputs * step + phase for at, phase, step in ((down, row, self.dilation[0]), (across, column, self.dilation[1]))
+        )
+
+    def inside(self, axis: int, origin: DimLike) -> DimLike:
+        """How many of a tile's outputs along an axis are inside the output; an int where all always are."""
+        extent, step = self.size[axis], self.dilation[axis]
+        if isinstance(extent, int) and extent % (self.outputs * step) == 0:
+            return self.outputs
+        left = dims.ceildiv(extent - origin, step, self.nest.ranges)
+        return dims.maximum(dims.minimum(self.outputs, left, self.nest.ranges), 0, self.nest.ranges)
+
+
+class Planes:
+    """A buffer [value][block][tile][B]: one plane for each of the values of a tile.
+
+    Planes are an odd number of cache lines apart: a tile's values, one of each plane, would else meet in few sets of the L1 cache.
+    """
+
+    def __init__(self, nest: Nest, dtype: DType, form: Winograd, blocks: int, tiles: int, block: int) -> None:
+        self.nest, self.dtype, self.tiles, self.block = nest, dtype, tiles, block
+        line = LINE_BYTES // dtype.bytes
+        self.plane = (-(-blocks * tiles * block // line) | 1) * line
+        self.buffer = nest.alloc(dtype, (form.values * self.plane,))
+
+    def _place(self, value: DimLike, block: DimLike, tile: DimLike, lane: DimLike) -> DimLike:
+        return value * self.plane + (block * self.tiles + tile) * self.block + lane
+
+    def load(self, value: DimLike, block: DimLike, tile: DimLike, lane: DimLike) -> Expr:
+        return Load(self.buffer, (self._place(value, block, tile, lane),), self.dtype)
+
+    def store(self, value: DimLike, block: DimLike, tile: DimLike, lane: DimLike, element: Expr) -> None:
+        self.nest.store(self.buffer, self._place(value, block, tile, lane), element)
+
+
+Formula = Callable[[Sequence[Expr]], list[Expr]]
+
+
+class Square:
+    """A buffer of rows x columns vectors of ``lanes`` on the stack."""
+
+    def __init__(self, nest: Nest, dtype: DType, rows: int, columns: int, lanes: int) -> None:
+        self.nest, self.dtype, self.columns, self.lanes = nest, dtype, columns, lanes
+        self.buffer = nest.alloc(dtype, (rows * columns * lanes,))
+
+    def load(self, row: DimLike, column: DimLike, lane: DimLike) -> Expr:
+        return Load(self.buffer, ((row * self.columns + column) * self.lanes + lane,), self.dtype)
+
+    def store(self, row: DimLike, column: DimLike, lane: DimLike, element: Expr) -> None:
+        self.nest.store(self.buffer, (row * self.columns + column) * self.lanes + lane, element)
+
+
+def down_columns(nest: Nest, formula: Formula, results: int, size: int, lanes: int, dtype: DType, source: Callable) -> Square:
+    """Applies a formula of ``size`` values to each of ``size`` columns: the first half of a transform.
+
+    ``source(row, column, lane)`` is an element of the tile.
+    """
+    between = Square(nest, dtype, results, size, lanes)
+    with nest.loop(size) as column, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+        loaded = [nest.let(source(row, column, lane), "d") for row in range(size)]
+        for row, value in enumerate(formula(loaded)):
+            between.store(row, column, lane, value)
+    return between
+
+
+def along_row(nest: Nest, formula: Formula, between: Square, row: DimLike, lane: DimLike) -> list[Expr]:
+    """The formula of one row of what ``down_columns`` left: the second half."""
+    return formula([nest.let(between.load(row, column, lane), "d") for column in range(between.columns)])
+
+
+def linear(terms: Sequence[tuple[float, Expr]], dtype: DType) -> Expr:
+    """The sum of factors times values; the last one's factor is best 1."""
+    factor, value = terms[-1]
+    total = value if factor == 1 else Op("mul", (const(factor, dtype), value), dtype)
+    for factor, value in reversed(terms[:-1]):
+        total = Op("add", (value, total), dtype) if factor == 1 else Op("fma", (const(factor, dtype), value, total), dtype)
+    return total
