@@ -79,6 +79,16 @@ def collect(folder: Path, build: Path) -> list[Model]:
     return models + [Model(path, "frameworks") for path in sorted((folder / "frameworks").glob("*.onnx"))]
 
 
+def of_numbers(path: Path) -> bool:
+    """Whether all inputs and outputs are tensors of numbers: strings, maps and sequences are Python's work."""
+    import onnx
+
+    graph = onnx.load(path, load_external_data=False).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    kinds = [value.type for value in graph.input if value.name not in constants] + [value.type for value in graph.output]
+    return all(kind.HasField("tensor_type") and kind.tensor_type.elem_type != onnx.TensorProto.STRING for kind in kinds)
+
+
 def complete_recipe(folder: Path, name: str, build: Path) -> Path:
     """The recipe's model with its external weights, built unless it is there."""
     path = build / f"{name}.onnx"

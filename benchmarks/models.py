@@ -15,12 +15,15 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
-from tcompile.benchmarks.model_set import REFUSED, Model, collect
+from rich.console import Console
+
+from tcompile.benchmarks.cases import Case
+from tcompile.benchmarks.model_set import REFUSED, Model, collect, of_numbers
 from tcompile.benchmarks.sizes import RANGED
-from tcompile.benchmarks.speed import bench_model, print_speed_table
+from tcompile.benchmarks.speed import Settings, show, show_costs
+from tcompile.benchmarks.speed import bench as measure
 
 MODEL_SECONDS = 300
 
@@ -74,19 +77,29 @@ def sizes(models: list[Model]) -> int:
     return 0 if agree == len(chosen) > 0 else 1
 
 
+def case_of(model: Model) -> Case:
+    """A public model with the inputs that make sense for it, recorded ones where the set has some."""
+    recorded = model.path.with_suffix(".npz") if model.group == "frameworks" else None
+    return Case(model.name, model.path, model.inputs.sizes, model.inputs.draws, recorded)
+
+
+def timed(model: Model) -> bool:
+    """Whether a model is one to time."""
+    return model.name not in REFUSED and of_numbers(model.path)
+
+
 def bench(models: list[Model], arguments: argparse.Namespace) -> int:
     """Times every model against its peers."""
-    threads = [int(text) for text in arguments.threads.split(",")]
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for model in models:
-            if model.group != "frameworks" and model.name not in REFUSED:
-                rows += bench_model(model, arguments.peer, threads, Path(folder))
-                print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    print_speed_table(rows, arguments.peer)
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"models": rows}, indent=1))
-    return 0
+    threads = tuple(map(int, arguments.threads.split(",")))
+    settings = Settings(
+        tuple(arguments.peer), threads, arguments.clock, arguments.seconds, arguments.json, arguments.resume, arguments.cold
+    )
+    cases = (case_of(model) for model in models if timed(model))
+    found = measure(cases, settings, lambda text: print(text, file=sys.stderr, flush=True))
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    show(found, arguments.peer, console)
+    show_costs(found, arguments.peer, console)
+    return 1 if found["failed"] else 0
 
 
 def main() -> int:
@@ -101,7 +114,11 @@ def main() -> int:
     parser.add_argument("--build", type=Path, default=default_build(), help="where recipes are completed")
     parser.add_argument("--peer", action="append", default=[], choices=("onnxruntime", "openvino"))
     parser.add_argument("--threads", default="1")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="written after each model")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: CPU time, for one thread on a busy machine")
+    parser.add_argument("--seconds", type=float, default=2.0, help="to measure one model with one number of threads")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that the JSON file has of this compiler")
+    parser.add_argument("--cold", action="store_true", help="compile anew without caches, to time compiling")
     arguments = parser.parse_args()
     models = collect(arguments.verify or arguments.sizes or arguments.bench, arguments.build)
     models = [m for m in models if any(text in m.name for text in arguments.only.split(",")) and arguments.group in ("", m.group)]

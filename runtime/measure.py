@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,7 +58,7 @@ def measured_profile(session: Session, arrays: list[np.ndarray], sites: Sequence
     work = session.work()
     session.profile(False)
     calls = (_call(*row) for row in zip(sites, each.T, turns, work, strict=True))
-    return Profile(statistics.median(whole), min(whole), tuple(calls))
+    return Profile(float(np.median(whole)), min(whole), tuple(calls))
 
 
 def _call(site: SiteSpec, seconds: np.ndarray, turns: int, work: Work) -> CallProfile:

@@ -1,4 +1,4 @@
-"""The command line: ``tcompile compile | run | check | verify | inspect | profile | package | demo``.
+"""The command line: ``tcompile compile | run | check | verify | inspect | profile | bench | package | demo``.
 
 Exit status: 0 done; 1 an error; 2 wrong usage; 3 ``check`` found something unsupported; 4 ``verify`` found a wrong answer.
 Results go to standard output (``--json`` for machines), progress and errors to standard error.
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import tcompile
+from tcompile.cli_bench import bench
 from tcompile.cli_options import (
     errors,
     input_option,
@@ -59,6 +60,7 @@ def main() -> None:
     """Compiles trained ONNX models into native artifacts, and runs them."""
 
 
+main.add_command(bench)
 main.add_command(profile)
 
 
