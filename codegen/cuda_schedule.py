@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tcompile.codegen.cuda_maps import map_on_threads
 from tcompile.codegen.cuda_threads import on_threads, one_thread, spilled, split_item
 from tcompile.codegen.draft import Draft
 from tcompile.codegen.schedule import Names, collapse, map_loops
@@ -16,7 +17,7 @@ from tcompile.codegen.schedule_access import drop_unused, has_loops, only_loop
 from tcompile.codegen.templates import Built
 from tcompile.ir import dims
 from tcompile.ir.graph import Value
-from tcompile.ir.loops import Block, Check, For, Kernel, Let, Load, Param, Store
+from tcompile.ir.loops import Alloc, Block, Check, For, If, Kernel, Let, Load, Param, Store
 from tcompile.ir.loops_evaluate import postorder
 from tcompile.ir.loops_interpret import expressions, walk
 from tcompile.ir.target import GpuTarget, Target
@@ -100,7 +101,9 @@ class _Scheduler:
         return found, body
 
     def _items(self, loops: list[For], core: Block) -> Block:
-        """A thread for each turn of the loops."""
+        """A thread for each turn of the loops, or for a few of a map's."""
+        if not has_loops(core) and not any(isinstance(stmt, Alloc | If) for stmt in walk(core)):
+            return map_on_threads(loops, core, self.names)
         item = self.names("f")
         lets, count = split_item(item, loops)
         core, scratch = spilled(core, dims.symbol(item), count, self.names)

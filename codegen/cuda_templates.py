@@ -1,3 +1,5 @@
 """All templates of the GPU; importing this module registers them."""
 
-ALL = ("none",)
+from tcompile.codegen import cuda_rows
+
+ALL = (cuda_rows.rows,)

@@ -51,6 +51,9 @@ def split_item(item: str, loops: Sequence[For]) -> tuple[Block, DimLike]:
     lets: list[Stmt] = []
     for k, loop in enumerate(loops):
         inner = dims.product(other.extent for other in loops[k + 1 :])
+        if count == 0:  # code that never runs
+            lets.append(Let(loop.var, Index(0)))
+            continue
         index = dims.floordiv(dims.symbol(item), inner, ranges)
         if any(other.extent != 1 for other in loops[:k]):
             index = dims.mod(index, loop.extent, ranges)

@@ -12,15 +12,17 @@ not (exp). The order of the sums is the schedule's to fix (``codegen/schedule.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tcompile.codegen.access import ravel, reshaped
 from tcompile.codegen.draft import Draft, Scope
+from tcompile.codegen.inline import Bound
 from tcompile.codegen.scalar import accumulator, cast, compare, const, identity, index_value, op, rounded, select
 from tcompile.errors import InvalidModelError
 from tcompile.ir.dims import DimLike, Shape, nonnegative, product
-from tcompile.ir.dtypes import BOOL, I64
+from tcompile.ir.dtypes import BOOL, I64, DType
 from tcompile.ir.graph import Node, Value
 from tcompile.ir.loops import Const, Expr, Load, Op, Space, Status
 
@@ -62,38 +64,89 @@ class Rows:
         return tuple(merged)
 
 
-def lower_reduce(node: Node, scope: Scope) -> list[Draft]:
+class RowLoops:
+    """How a kernel goes through rows and the elements of a row: one after the other, for a schedule to change."""
+
+    def __init__(self, draft: Draft, rows: Rows) -> None:
+        self.draft, self.rows, self.nest = draft, rows, draft.nest
+
+    @contextmanager
+    def around(self) -> Iterator[Shape]:
+        """The loops over rows; yields the row's indices."""
+        with self.nest.loops(self.rows.outer, independent=True) as row:
+            yield row
+
+    @contextmanager
+    def elements(self) -> Iterator[Shape]:
+        """The loops over the elements of the current row, for what each stores."""
+        with self.nest.loops(self.rows.inner, independent=True) as at:
+            yield at
+
+    @contextmanager
+    def once(self) -> Iterator[None]:
+        """What is done once for the row."""
+        yield
+
+    def fold(self, fn: str, dtype: DType, element: Callable[[Shape], Expr], keep: Callable[[Shape], None] | None = None) -> Expr:
+        """Reduces one row: the loop over its elements with one accumulator. ``keep`` runs inside the loop first."""
+        nest = self.nest
+        wide = accumulator(dtype)
+        total = nest.alloc(wide, (1,), Space.REGISTER)
+        nest.store(total, 0, identity(fn, wide))
+        with nest.loops(self.rows.inner, folds=True) as at:
+            if keep is not None:
+                keep(at)
+            nest.store(total, 0, op(fn, Load(total, (0,), wide), cast(element(at), wide)))
+        return nest.let(Load(total, (0,), wide))
+
+    def keeps(self, cost: int, loads: bool) -> bool:
+        """Whether a row value that takes this work, and reads operands or not, is kept rather than computed again."""
+        return cost >= _KEEP_FROM_COST
+
+    def kept(self, dtype: DType) -> RowBuffer:
+        """A buffer for a value of every element of the row."""
+        return RowBuffer(self, self.nest.alloc(dtype, (product(self.rows.inner),)), dtype)
+
+
+class RowBuffer:
+    """A value of each element of the current row."""
+
+    def __init__(self, loops: RowLoops, name: str, dtype: DType) -> None:
+        self.loops, self.name, self.dtype = loops, name, dtype
+
+    def put(self, at: Shape, value: Expr) -> None:
+        """Stores that of one element."""
+        self.loops.nest.store(self.name, ravel(at, self.loops.rows.inner), value)
+
+    def get(self, at: Shape, guard: Expr | None) -> Expr:
+        """Loads that of one element."""
+        return Load(self.name, (ravel(at, self.loops.rows.inner),), self.dtype, guard)
+
+
+Loops = Callable[[Draft, Rows], RowLoops]
+
+
+def lower_reduce(node: Node, scope: Scope, loops: Loops = RowLoops) -> list[Draft]:
     """One bare reduction."""
     (source,) = node.inputs
     draft = Draft(f"reduce_{node.attrs['fn']}", node, scope)
     rows = Rows(source.shape, tuple(node.attrs["axes"]))
-    with draft.nest.loops(rows.outer, independent=True) as row:
-        total = fold(draft, rows, node.attrs["fn"], source.dtype, lambda at: draft.element(source, rows.indices(row, at)))
-        draft.store(node.output, row, rounded(total, node.output.dtype))
+    way = loops(draft, rows)
+    with way.around() as row:
+        total = way.fold(node.attrs["fn"], source.dtype, lambda at: draft.element(source, rows.indices(row, at)))
+        with way.once():
+            draft.store(node.output, row, rounded(total, node.output.dtype))
     draft.flops = source.type.size
     return [draft]
 
 
-def lower_rows(node: Node, scope: Scope) -> list[Draft]:
+def lower_rows(node: Node, scope: Scope, loops: Loops = RowLoops) -> list[Draft]:
     """A fused region of reductions over the same axes."""
-    return [_RowsLowering(node, scope).draft]
-
-
-def fold(draft: Draft, rows: Rows, fn: str, dtype: object, element: Callable[[Shape], Expr], keep: Callable | None = None) -> Expr:
-    """Reduces one row: the loop over its elements with one accumulator. ``keep`` runs inside the loop first."""
-    nest = draft.nest
-    wide = accumulator(dtype)
-    total = nest.alloc(wide, (1,), Space.REGISTER)
-    nest.store(total, 0, identity(fn, wide))
-    with nest.loops(rows.inner, folds=True) as at:
-        if keep is not None:
-            keep(at)
-        nest.store(total, 0, op(fn, Load(total, (0,), wide), cast(element(at), wide)))
-    return nest.let(Load(total, (0,), wide))
+    return [_RowsLowering(node, scope, loops).draft]
 
 
 class _RowsLowering:
-    def __init__(self, node: Node, scope: Scope) -> None:
+    def __init__(self, node: Node, scope: Scope, loops: Loops) -> None:
         self.node = node
         self.region = node.regions[0]
         self.reductions = [inner for inner in self.region.nodes if inner.op == "reduce"]
@@ -101,7 +154,8 @@ class _RowsLowering:
         self.draft = Draft("rows_" + "_".join(dict.fromkeys(inner.attrs["fn"] for inner in self.reductions)), node, scope)
         self.producers = self.region.producers()
         self.results = dict(zip(self.region.outputs, node.outputs, strict=True))
-        with self.draft.nest.loops(self.rows.outer, independent=True) as row:
+        self.way = loops(self.draft, self.rows)
+        with self.way.around() as row:
             self.row = row
             self._stages()
         functions = sum(inner.op in ("map", "reduce") for inner in self.region.nodes)
@@ -125,8 +179,8 @@ class _RowsLowering:
                 self._write_outputs()
                 continue
             fn, source = stage.attrs["fn"], stage.inputs[0]
-            buffers = {value: self.draft.nest.alloc(value.dtype, (product(self.rows.inner),)) for value in keep}
-            total = fold(self.draft, self.rows, fn, source.dtype, lambda at, source=source: self._at(source, at), self._keeper(buffers))
+            buffers = {value: self.way.kept(value.dtype) for value in keep}
+            total = self.way.fold(fn, source.dtype, lambda at, source=source: self._at(source, at), self._keeper(buffers))
             for value, buffer in buffers.items():
                 self._bind_kept(value, buffer)
             self._bind_total(stage, rounded(total, stage.output.dtype))
@@ -138,19 +192,19 @@ class _RowsLowering:
             indices = reshaped(indices, self.rows.shape, value.shape, self.draft.nest.ranges)
         return self.draft.element(value, indices)
 
-    def _keeper(self, buffers: dict[Value, str]) -> Callable[[Shape], None]:
+    def _keeper(self, buffers: dict[Value, RowBuffer]) -> Callable[[Shape], None]:
         def keep(at: Shape) -> None:
             for value, buffer in buffers.items():
                 element = self._at(value, at)
-                self.draft.nest.store(buffer, ravel(at, self.rows.inner), element)
+                buffer.put(at, element)
 
         return keep
 
-    def _bind_kept(self, value: Value, buffer: str) -> None:
+    def _bind_kept(self, value: Value, buffer: RowBuffer) -> None:
         def element(at: Shape, guard: Expr | None) -> Expr:
             full = at if value.shape == self.rows.shape else reshaped(at, value.shape, self.rows.shape, self.draft.nest.ranges)
             self._must_be_row([full[k] for k in self.rows.kept], self.rows.outer, value)
-            return Load(buffer, (ravel([full[k] for k in self.rows.axes], self.rows.inner),), value.dtype, guard)
+            return buffer.get(tuple(full[k] for k in self.rows.axes), guard)
 
         self.draft.bind(value, element)
 
@@ -162,7 +216,8 @@ class _RowsLowering:
         self.draft.bind(stage.output, element)
         output = self.results.get(stage.output)
         if output is not None:
-            self.draft.store(output, reshaped(self.row, self.rows.outer, output.shape, self.draft.nest.ranges), total)
+            with self.way.once():
+                self.draft.store(output, reshaped(self.row, self.rows.outer, output.shape, self.draft.nest.ranges), total)
 
     def _must_be_row(self, at: Iterable[DimLike], shape: Shape, value: Value) -> None:
         """Reductions may differ in axes of extent 1: rows are compared by their position."""
@@ -188,10 +243,11 @@ class _RowsLowering:
         for value, output in self.results.items():
             if value not in full and not self._is_total(value):
                 indices = reshaped(self.row, self.rows.outer, value.shape, self.draft.nest.ranges)
-                self.draft.store(output, indices, self.draft.element(value, indices))
+                with self.way.once():
+                    self.draft.store(output, indices, self.draft.element(value, indices))
         if not full:
             return
-        with self.draft.nest.loops(self.rows.inner, independent=True) as at:
+        with self.way.elements() as at:
             elements = [(value, self._at(value, at)) for value in full]
             for value, element in elements:
                 self.draft.store(self.results[value], self._indices_of(value, at), element)
@@ -209,24 +265,39 @@ class _RowsLowering:
         while todo:
             value = todo.pop()
             node = self.producers.get(value)
-            if value in found or node is None or node.op == "reduce" or value.type.size != product(self.rows.shape):
+            if value in found or (node is not None and node.op == "reduce") or value.type.size != product(self.rows.shape):
                 continue
             found.add(value)
-            todo.extend(node.inputs)
+            todo.extend(node.inputs if node is not None else ())
         return found
 
     def _worth_keeping(self, mine: set[Value], later: set[Value], later_roots: list[list[Value]]) -> list[Value]:
         """Expensive values that this stage and a later one compute, as far down as the later one reads them."""
         shared = mine & later
         roots = {value for group in later_roots for value in group}
-        read = {operand for value in later - shared for operand in self.producers[value].inputs}
+        read = {operand for value in later - shared if value in self.producers for operand in self.producers[value].inputs}
         frontier = [value for value in shared if value in read or value in roots]
-        order = {value: k for k, node in enumerate(self.region.nodes) for value in node.outputs}
-        kept = [value for value in frontier if self._cost(value) >= _KEEP_FROM_COST and not self._is_kept(value)]
+        order = {value: k for k, value in enumerate((*self.region.inputs, *(one for node in self.region.nodes for one in node.outputs)))}
+        kept = [value for value in frontier if not self._is_kept(value) and self.way.keeps(self._cost(value), self._reads(value))]
         return sorted(kept, key=order.__getitem__)
 
+    def _reads(self, value: Value) -> bool:
+        """Whether computing one element anew loads an operand of the row's size."""
+        seen: set[Value] = set()
+        todo = [value]
+        while todo:
+            value = todo.pop()
+            node = self.producers.get(value)
+            if value in seen or self._is_kept(value) or (node is not None and node.op in ("reduce", "constant")):
+                continue
+            seen.add(value)
+            if node is None and value.type.size == product(self.rows.shape):
+                return True
+            todo.extend(node.inputs if node is not None else ())
+        return False
+
     def _is_kept(self, value: Value) -> bool:
-        return value in self.draft.inliner.sources
+        return isinstance(self.draft.inliner.sources.get(value), Bound)
 
     def _cost(self, value: Value) -> int:
         """Work to compute one element anew."""
@@ -243,7 +314,7 @@ class _RowsLowering:
         return total
 
 
-def lower_arg_reduce(node: Node, scope: Scope) -> list[Draft]:
+def lower_arg_reduce(node: Node, scope: Scope, loops: Loops = RowLoops) -> list[Draft]:
     """The position of the extremum: its value first, then the first (or last) position that holds it.
 
     NaN is the extremum of any row that has one (min and max propagate it).
@@ -253,21 +324,23 @@ def lower_arg_reduce(node: Node, scope: Scope) -> list[Draft]:
     draft = Draft(f"arg_{fn}", node, scope)
     rows = Rows(source.shape, (node.attrs["axis"],))
     (extent,) = rows.inner
-    with draft.nest.loops(rows.outer, independent=True) as row:
+    way = loops(draft, rows)
+    with way.around() as row:
         if not nonnegative(extent - 1, draft.nest.ranges):
             draft.nest.check(compare("ge", extent, 1), Status.SHAPE)
 
         def element(at: Shape) -> Expr:
             return draft.element(source, rows.indices(row, at))
 
-        best = fold(draft, rows, fn, source.dtype, element)
+        best = way.fold(fn, source.dtype, element)
         nowhere = const(-1 if last else (1 << 62), I64)
 
         def position(at: Shape) -> Expr:
             return select(_same(cast(element(at), best.dtype), best), index_value(at[0]), nowhere)
 
-        found = fold(draft, rows, "max" if last else "min", I64, position)
-        draft.store(node.output, row, found)
+        found = way.fold("max" if last else "min", I64, position)
+        with way.once():
+            draft.store(node.output, row, found)
     draft.flops = source.type.size * 2
     return [draft]
 
