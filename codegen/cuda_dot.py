@@ -1,0 +1,74 @@
+"""dot_general on a GPU: any axes, batch and views of the operands, with what follows in the same kernel."""
+
+from __future__ import annotations
+
+from tcompile.codegen.access import unravel
+from tcompile.codegen.cpu_epilogue import anchor
+from tcompile.codegen.cuda_direct import direct
+from tcompile.codegen.cuda_gemm import Extents, Product, sums_in
+from tcompile.codegen.draft import Draft, Scope
+from tcompile.codegen.templates import Built, template
+from tcompile.ir import dims
+from tcompile.ir.dims import DimLike, Shape
+from tcompile.ir.graph import Node
+from tcompile.ir.loops import Expr
+from tcompile.ir.ops_contraction import free_axes
+from tcompile.ir.target import GpuTarget, Target
+
+_FEW = 8  # rows or columns below which a tile would be mostly empty
+
+
+class Dot(Product):
+    """out[batch, row, column] = sum over terms of a[batch, row, term] * b[batch, term, column]."""
+
+    name = "gemm"
+
+    def _extents(self) -> Extents:
+        a, b = self.core.inputs
+        batch, contract = self.core.attrs["batch"], self.core.attrs["contract"]
+        self.free = [free_axes(x.rank, *axes) for x, *axes in zip((a, b), batch, contract, strict=True)]
+        rows, columns = (dims.product(x.shape[k] for k in free) for x, free in zip((a, b), self.free, strict=True))
+        terms, repeats = (dims.product(a.shape[k] for k in axes) for axes in (contract[0], batch[0]))
+        return Extents(rows, columns, terms, sums_in(self.core), repeats)
+
+    def left(self, batch: DimLike, row: DimLike, term: DimLike, guard: Expr | None) -> Expr:
+        return self.draft.element(self.core.inputs[0], self._index(0, batch, row, term), guard)
+
+    def right(self, batch: DimLike, column: DimLike, term: DimLike, guard: Expr | None) -> Expr:
+        return self.draft.element(self.core.inputs[1], self._index(1, batch, column, term), guard)
+
+    def _index(self, side: int, batch: DimLike, free: DimLike, term: DimLike) -> Shape:
+        """An operand's index from the three flat positions."""
+        operand = self.core.inputs[side]
+        index: list[DimLike] = [0] * operand.rank
+        parts = ((self.core.attrs["batch"][side], batch), (self.free[side], free), (self.core.attrs["contract"][side], term))
+        for axes, flat in parts:
+            for axis, i in zip(axes, unravel(flat, [operand.shape[k] for k in axes], self.nest.ranges), strict=True):
+                index[axis] = i
+        return tuple(index)
+
+    def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:
+        shape = self.core.output.shape
+        repeats, rows = len(self.core.attrs["batch"][0]), len(self.free[0])
+        parts = ((shape[:repeats], batch), (shape[repeats : repeats + rows], row), (shape[repeats + rows :], column))
+        return tuple(i for part, flat in parts for i in unravel(flat, part, self.nest.ranges))
+
+
+@template("dot_general", "cuda")
+def dot(node: Node, scope: Scope, target: Target) -> list[Draft | Built] | None:
+    """A product of matrices; narrow ones get a thread for each result."""
+    assert isinstance(target, GpuTarget), target
+    core = anchor(node)
+    if core is None or core.op != "dot_general" or not tiled(core):
+        return direct(node, scope) if node.op == "fused" else None
+    made = Dot(node, scope, target)
+    small = [extent for extent in (made.extents.rows, made.extents.columns) if isinstance(extent, int) and extent < _FEW]
+    return direct(node, scope) if small else made.built()
+
+
+template("fused.dot", "cuda")(dot)
+
+
+def tiled(core: Node) -> bool:
+    """Whether the operands' dtypes can lie in tiles: whole bytes, and with a zero."""
+    return all(value.dtype.bits >= 8 and value.dtype.name != "f8e8m0" for value in core.inputs)

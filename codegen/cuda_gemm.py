@@ -1,0 +1,234 @@
+"""Matrix products through shared memory: the loops of GEMMs and of convolutions as implicit GEMMs.
+
+    block for (batch, part of the sum, rows x columns of results):
+        for stages ahead: start copying A rows x terms and B terms x columns into shared memory
+        for each step of terms:
+            wait for this step's copies; barrier; start those of the step after the others
+            for groups of 4 terms: registers a, b = shared; acc[r, c] += a[r] * b[c]
+        epilogue; store
+
+Subclasses say where the elements are. A sum that is split for want of blocks leaves its parts in memory, and a second kernel
+adds them in order before its epilogue. The order of every sum depends on the extents alone.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from tcompile.codegen.cpu_epilogue import Epilogue, anchor
+from tcompile.codegen.cuda_block import ThreadBlock, thread_block
+from tcompile.codegen.cuda_stage import Side, Stage
+from tcompile.codegen.cuda_tile import choose
+from tcompile.codegen.draft import Draft, Scope
+from tcompile.codegen.lower_contraction import accumulation_type
+from tcompile.codegen.scalar import compare, const, op
+from tcompile.codegen.templates import Built
+from tcompile.ir import dims
+from tcompile.ir.dims import DimLike, Shape
+from tcompile.ir.dtypes import DType
+from tcompile.ir.graph import Node, TensorType, Value
+from tcompile.ir.loops import Barrier, CommitAsync, Expr, Load, LoopKind, Op, Space, WaitAsync
+from tcompile.ir.target import GpuTarget
+
+STAGES = 3
+GROUP = 4  # terms, rows or columns that are one access of shared memory
+
+
+@dataclass(frozen=True)
+class Extents:
+    """One product of matrices, for each of ``batch``: rows x terms times terms x columns, summed in ``dtype``."""
+
+    rows: DimLike
+    columns: DimLike
+    terms: DimLike
+    dtype: DType
+    batch: DimLike = 1
+
+
+class Product:
+    """Writes the loops of one kernel. Subclasses say where the operands are."""
+
+    name = "gemm"
+
+    def __init__(self, node: Node, scope: Scope, target: GpuTarget) -> None:
+        self.node, self.scope, self.target = node, scope, target
+        found = anchor(node)
+        assert found is not None, node.op
+        self.core = found
+        self._open()
+        self.extents = self._extents()
+        e = self.extents
+        self.tile, self.parts = choose(target, e.rows, e.columns, e.terms, e.batch)
+        self.partial: Value | None = None
+
+    def _open(self) -> None:
+        self.draft = Draft(self.name, self.node, self.scope)
+        self.nest = self.draft.nest
+        self.epilogue = Epilogue(self.draft, self.node, self.core)
+
+    # To be given by subclasses ------------------------------------------------------------------------
+
+    def _extents(self) -> Extents:
+        raise NotImplementedError
+
+    def left(self, batch: DimLike, row: DimLike, term: DimLike, guard: Expr | None) -> Expr:
+        """A[row, term], needed under a guard."""
+        raise NotImplementedError
+
+    def right(self, batch: DimLike, column: DimLike, term: DimLike, guard: Expr | None) -> Expr:
+        """B[term, column], needed under a guard."""
+        raise NotImplementedError
+
+    def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:
+        """The index of a result in the contraction's value."""
+        raise NotImplementedError
+
+    # Kernels ------------------------------------------------------------------------------------------
+
+    def built(self) -> list[Draft | Built]:
+        """One kernel, or two where the sum is split."""
+        e = self.extents
+        if self.parts > 1:
+            shape = (self.parts, e.batch, e.rows, e.columns)
+            self.partial = Value("partial", TensorType(e.dtype, shape))
+        self._main()
+        self.draft.flops = 2 * e.batch * e.rows * e.columns * e.terms
+        self.draft.tags["tile"] = f"{self.tile.rows}x{self.tile.columns}x{self.tile.terms}"
+        if self.partial is None:
+            return [_built(self.draft, ())]
+        self.draft.tags["parts"] = str(self.parts)
+        first = _built(self.draft, (self.partial,))
+        self._open()
+        self._join()
+        return [first, *_scheduled(self.draft, self.target, (self.partial,))]
+
+    def _main(self) -> None:
+        e, tile, ranges = self.extents, self.tile, self.nest.ranges
+        tiles = dims.ceildiv(e.rows, tile.rows, ranges), dims.ceildiv(e.columns, tile.columns, ranges)
+        with thread_block(self.nest, e.batch * self.parts * tiles[1] * tiles[0], tile.threads) as block:
+            rest = block.number
+            row, rest = self._digit(block, rest, tiles[0])
+            column, rest = self._digit(block, rest, tiles[1])
+            part, batch = self._digit(block, rest, self.parts)
+            self._tile(block, batch, part, row * tile.rows, column * tile.columns)
+
+    def _digit(self, block: ThreadBlock, number: DimLike, extent: DimLike) -> tuple[DimLike, DimLike]:
+        ranges = self.nest.ranges
+        return block.named(dims.mod(number, extent, ranges), extent - 1), dims.floordiv(number, extent, ranges)
+
+    def _tile(self, block: ThreadBlock, batch: DimLike, part: DimLike, row: DimLike, column: DimLike) -> None:
+        nest, tile, e = self.nest, self.tile, self.extents
+        batch = block.named(batch, e.batch - 1)
+        share = dims.ceildiv(dims.ceildiv(e.terms, self.parts), tile.terms) * tile.terms
+        start = part * share
+        left = Side(lambda free, term, guard: self.left(batch, free, term, guard), row, e.rows, tile.rows)
+        right = Side(lambda free, term, guard: self.right(batch, free, term, guard), column, e.columns, tile.columns)
+        stages = [Stage(block, side, tile, e.terms, STAGES) for side in (left, right)]
+        acc = nest.alloc(e.dtype, (tile.thread_rows, tile.thread_columns), Space.REGISTER)
+        with nest.loop(tile.thread_rows, LoopKind.UNROLLED) as r, nest.loop(tile.thread_columns, LoopKind.UNROLLED) as c:
+            nest.store(acc, (r, c), const(0, e.dtype))
+        end = e.terms if self.parts == 1 else dims.minimum(e.terms, start + share, nest.ranges)
+        turns = dims.ceildiv(end - start, tile.terms, nest.ranges)
+        columns = tile.columns // tile.thread_columns
+        place = dims.floordiv(block.thread, columns, nest.ranges), dims.mod(block.thread, columns, nest.ranges)
+        at = [block.named(index, count - 1) for index, count in zip(place, (tile.rows // tile.thread_rows, columns), strict=True)]
+        self._sum(block, stages, acc, start, turns, at)
+        self._results(acc, stages, at, batch, part, row, column)
+
+    def _sum(self, block: ThreadBlock, stages: list[Stage], acc: str, start: DimLike, turns: DimLike, at: list[DimLike]) -> None:
+        nest, tile = self.nest, self.tile
+        for ahead in range(STAGES - 1):
+            with nest.branch(compare("lt", ahead, turns)):
+                for stage in stages:
+                    stage.fill(ahead, start + ahead * tile.terms)
+            nest.emit(CommitAsync())
+        with nest.loop(turns) as turn:
+            nest.emit(WaitAsync(STAGES - 2))
+            nest.emit(Barrier())
+            following = turn + (STAGES - 1)
+            with nest.branch(compare("lt", following, turns)):
+                for stage in stages:
+                    stage.fill(dims.mod(following, STAGES), start + following * tile.terms)
+            nest.emit(CommitAsync())
+            slot = block.named(dims.mod(turn, STAGES), STAGES - 1)
+            with nest.loop(tile.terms // GROUP, LoopKind.UNROLLED) as group:
+                self._multiply(stages, acc, slot, group, at)
+
+    def _multiply(self, stages: list[Stage], acc: str, slot: DimLike, group: DimLike, at: list[DimLike]) -> None:
+        nest, tile, dtype = self.nest, self.tile, self.extents.dtype
+        a, b = (
+            stage.fragment(slot, group * GROUP, place, count, dtype)
+            for stage, place, count in zip(stages, at, (tile.thread_rows, tile.thread_columns), strict=True)
+        )
+        with (
+            nest.loop(GROUP, LoopKind.UNROLLED) as k,
+            nest.loop(tile.thread_rows, LoopKind.UNROLLED) as r,
+            nest.loop(tile.thread_columns, LoopKind.UNROLLED) as c,
+        ):
+            total, x, y = Load(acc, (r, c), dtype), a(r, k), b(c, k)
+            value = Op("fma", (x, y, total), dtype) if dtype.is_float else op("add", total, op("mul", x, y))
+            nest.store(acc, (r, c), value)
+
+    # Results ------------------------------------------------------------------------------------------
+
+    def _results(
+        self, acc: str, stages: list[Stage], at: list[DimLike], batch: DimLike, part: DimLike, row: DimLike, column: DimLike
+    ) -> None:
+        tile, e = self.tile, self.extents
+        left, right = stages
+        grouped = right.grouped(tile.thread_columns)
+        wide = grouped and dims.mod(e.columns, GROUP) == 0
+        with left.each(tile.thread_rows) as r:
+            here = row + left.owned(r, at[0], tile.thread_rows)
+            with self._below(here, e.rows, tile.rows):
+                if not wide:
+                    with right.each(tile.thread_columns) as c:
+                        there = column + right.owned(c, at[1], tile.thread_columns)
+                        with self._below(there, e.columns, tile.columns):
+                            self._store(acc, r, c, batch, part, here, there)
+                    return
+                with self.nest.loop(tile.thread_columns // GROUP, LoopKind.UNROLLED) as g:
+                    there = column + right.owned(g * GROUP, at[1], tile.thread_columns, group=g)
+                    with self._below(there, e.columns, tile.columns), self.nest.loop(GROUP, LoopKind.VECTOR, GROUP) as lane:
+                        self._store(acc, r, g * GROUP + lane, batch, part, here, there + lane)
+
+    def _below(self, index: DimLike, extent: DimLike, step: int) -> AbstractContextManager[None]:
+        return nullcontext() if dims.mod(extent, step) == 0 else self.nest.branch(compare("lt", index, extent))
+
+    def _store(self, acc: str, r: DimLike, c: DimLike, batch: DimLike, part: DimLike, row: DimLike, column: DimLike) -> None:
+        e = self.extents
+        value = Load(acc, (r, c), e.dtype)
+        if self.partial is None:
+            self.epilogue.store(self.place(batch, row, column), value)
+            return
+        position = ((part * e.batch + batch) * e.rows + row) * e.columns + column
+        self.nest.store(self.draft.write(self.partial), position, value)
+
+    def _join(self) -> None:
+        """The parts of every sum, in order."""
+        e, nest = self.extents, self.nest
+        assert self.partial is not None
+        buffer, size = self.draft.read(self.partial), e.batch * e.rows * e.columns
+        with nest.loops((e.batch, e.rows, e.columns), independent=True) as (batch, row, column):
+            position = (batch * e.rows + row) * e.columns + column
+            total: Expr = Load(buffer, (position,), e.dtype)
+            for part in range(1, self.parts):
+                total = op("add", total, Load(buffer, (part * size + position,), e.dtype))
+            self.epilogue.store(self.place(batch, row, column), total)
+
+
+def _built(draft: Draft, scratch: tuple[Value, ...]) -> Built:
+    kernel, values = draft.finish()
+    return Built(kernel, values, scratch)
+
+
+def _scheduled(draft: Draft, target: GpuTarget, scratch: tuple[Value, ...]) -> list[Built]:
+    from tcompile.codegen.cuda_schedule import scheduled
+
+    return [Built(one.kernel, one.values, (*one.scratch, *scratch)) for one in scheduled(draft, target)]
+
+
+def sums_in(node: Node) -> DType:
+    """The type that a contraction sums in."""
+    return accumulation_type(node)
