@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 from tcompile.codegen.cpu_tile import Accumulator
 from tcompile.codegen.draft import Draft
+from tcompile.codegen.nest import Nest
 from tcompile.codegen.scalar import cast
 from tcompile.errors import InvalidModelError
 from tcompile.ir.access import result_index
@@ -19,6 +20,7 @@ from tcompile.ir.loops import Expr, Load, LoopKind
 
 ANCHORS = frozenset({"dot_general", "dot_packed", "conv", "conv_blocked", "conv_stem", "conv_winograd", "depthwise_blocked"})
 UNROLLED_WORK = 8  # elementwise work per element that is worth a copy for every vector of a tile
+_WRITTEN_OUT = 4  # vectors of a row
 _FUNCTIONS = frozenset({"exp", "tanh", "erf", "sigmoid", "log", "sin", "cos", "pow", "log1p", "expm1"})
 
 
@@ -124,9 +126,24 @@ def _through_stage(epilogue: Epilogue, acc: Accumulator, place: Place, width: in
         for row in range(tile.rows):
             for vector in range(tile.vectors):
                 nest.store(stage, row * tile.columns + vector * tile.lanes + lane, acc.at(row, vector, lane))
-    with nest.loops((tile.columns // width, tile.rows)) as (part, row), nest.loop(columns, LoopKind.VECTOR, tile.lanes) as column:
-        value = Load(stage, (row * tile.columns + part * width + column,), acc.dtype)
-        epilogue.store(place(row, part, column), value)
+    with nest.loops((tile.columns // width, tile.rows)) as (part, row):
+
+        def emit(column: DimLike) -> None:
+            value = Load(stage, (row * tile.columns + part * width + column,), acc.dtype)
+            epilogue.store(place(row, part, column), value)
+
+        _over_columns(nest, columns, tile.lanes, emit)
+
+
+def _over_columns(nest: Nest, columns: DimLike, lanes: int, emit: Callable[[DimLike], None]) -> None:
+    """Runs ``emit`` on lanes for all columns; a few vectors are written out, so that the latencies of their functions overlap."""
+    if isinstance(columns, int) and columns % lanes == 0 and columns // lanes <= _WRITTEN_OUT:
+        with nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+            for start in range(0, columns, lanes):
+                emit(start + lane)
+        return
+    with nest.loop(columns, LoopKind.VECTOR, lanes) as column:
+        emit(column)
 
 
 def _dependents(node: Node, anchor: Node) -> Iterator[Node]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tcompile.ir.graph import Node, Value
 from tcompile.passes.rewrite import Context, Patch, patch, rule
 
@@ -44,6 +46,18 @@ def divide_by_row(node: Node, context: Context) -> Patch | None:
     return patch("division by a row", b, b.map("mul", node.inputs[0], inverse))
 
 
+@rule("map")
+def erf_of_quotient(node: Node, context: Context) -> Patch | None:
+    """erf(x / c) == erf(x * (1 / c)), one more rounding of the argument, which erf does not amplify: a GELU has x / sqrt(2)."""
+    inner = _map_of(node.inputs[0], "div", context) if node.attrs["fn"] == "erf" else None
+    c = context.scalar(inner.inputs[1]) if inner else None
+    if c is None or node.output.dtype.bits < 32 or not 1e-3 < abs(float(c)) < 1e3:
+        return None
+    b = context.build(node)
+    x = inner.inputs[0]
+    return patch("erf of a quotient", b, b.map("erf", b.map("mul", x, b.scalar_like(1 / np.float64(c), x))))
+
+
 def _safe_divisor(value: Value, context: Context) -> bool:
     if value.dtype.bits < 32:
         return False  # the reciprocal of a narrow float rounds too coarsely
@@ -60,4 +74,4 @@ def _safe_divisor(value: Value, context: Context) -> bool:
     return top is not None and top.attrs == {"fn": "max", "axes": total.attrs["axes"]} and top.inputs[0] is shifted.inputs[0]
 
 
-RULES = (sigmoid, divide_by_row)
+RULES = (sigmoid, divide_by_row, erf_of_quotient)

@@ -77,6 +77,18 @@ def test_a_scale_after_a_matrix_product_folds_into_its_weights(weights_first: bo
     assert check(b, y, normal(5, 3)) == ["dot_general"]
 
 
+def test_the_quotient_inside_a_gelu_becomes_a_product() -> None:
+    b = Builder("g")
+    x = b.input("x", dtypes.F32, (5, 3))
+    assert check(b, b.map("erf", b.map("div", x, b.scalar_like(2**0.5, x))), normal(5, 3)) == ["mul", "erf"]
+
+
+def test_the_quotient_inside_an_erf_stays_where_its_reciprocal_may_overflow() -> None:
+    b = Builder("g")
+    x = b.input("x", dtypes.F32, (5, 3))
+    assert check(b, b.map("erf", b.map("div", x, b.scalar_like(1e-39, x))), normal(5, 3)) == ["div", "erf"]
+
+
 CASES = {
     "transposed operands are axis lists": (
         """inputs %x: f32[2, 5, 3], %w: f32[4, 3]
