@@ -1,4 +1,4 @@
-"""The command line: ``tcompile compile | run | check | verify | inspect | profile | bench | package | demo``.
+"""The command line: ``tcompile compile | run | check | verify | inspect | profile | bench | bench-op | package | demo``.
 
 Exit status: 0 done; 1 an error; 2 wrong usage; 3 ``check`` found something unsupported; 4 ``verify`` found a wrong answer.
 Results go to standard output (``--json`` for machines), progress and errors to standard error.
@@ -19,6 +19,7 @@ from rich.table import Table
 
 import tcompile
 from tcompile.cli_bench import bench
+from tcompile.cli_bench_op import bench_op
 from tcompile.cli_options import (
     errors,
     input_option,
@@ -61,6 +62,7 @@ def main() -> None:
 
 
 main.add_command(bench)
+main.add_command(bench_op)
 main.add_command(profile)
 
 
