@@ -67,6 +67,15 @@ def limits(threads: int = 1) -> Limits:
     return Limits(threads, flops, kernels.flops_per_cycle, tuple((size * threads, _bandwidth(kernels, threads, size)) for size in _SIZES))
 
 
+def gpu_limits(target: str) -> Limits:
+    """Those of a GPU target by its data sheet: float32 operations outside of tensor cores, and bandwidth of its memory."""
+    from tcompile.ir.target import GpuTarget, named_target
+
+    found = named_target(target)
+    assert isinstance(found, GpuTarget), target
+    return Limits(1, found.f32_flops, 1, ((1, found.bandwidth),))
+
+
 def _bandwidth(kernels: _Kernels, threads: int, size: int) -> float:
     buffers = iter([np.ones(size, np.uint8) for _ in range(threads)])  # written, so that each page has memory of its own
     turns = max(_READ_BYTES // 8 // size, 1)

@@ -150,6 +150,17 @@ def named_target(name: str) -> Target:
     raise UnsupportedError(f"no target is called {name!r}", hint=f"one of {', '.join(names())}")
 
 
+def gpu_target(sm: int) -> GpuTarget:
+    """The target for a GPU of a compute capability (times ten): the best one of its generation whose code it runs.
+
+    Raises UnsupportedError for an older GPU than any target. A newer generation gets the newest target, whose PTX it compiles.
+    """
+    known = [target for target in _NAMED if isinstance(target, GpuTarget) and target.sm <= sm]
+    if not known:
+        raise UnsupportedError(f"there is no target for a GPU of sm_{sm}", hint="sm_80 is the oldest generation supported")
+    return max(known, key=lambda target: target.sm)
+
+
 def native_target() -> Target:
     """The machine this runs on. Raises UnsupportedError where no baseline of ours fits it."""
     from llvmlite import binding

@@ -51,7 +51,13 @@ def source_of(archive: Archive) -> str:
 
 
 def _kernel(kernel: Any) -> dict[str, Any]:
-    return {"name": kernel.name, "block": list(kernel.block), "dynamic_shared": kernel.shared, **kernel.facts}
+    return {
+        "name": kernel.name,
+        "block": list(kernel.block),
+        "dynamic_shared": kernel.shared,
+        **kernel.facts,
+        "record": dict(kernel.record),
+    }
 
 
 def _growing(plan: CudaPlan) -> list[Mapping[str, Any]]:

@@ -173,19 +173,7 @@ class HostedExecutable:
 
     def report(self) -> dict[str, object]:
         """What is in the artifact, as JSON can hold it: signature, host calls, and each segment's own report."""
-        segments = [segment.report() for segment in self._segments]
-        return {
-            "name": self.name,
-            **combined(segments),
-            "threads": self.threads,
-            "inputs": [_described(spec) for spec in self.inputs],
-            "outputs": [_described(spec) for spec in self.outputs],
-            "symbols": {name: list(bounds) for spec in self.inputs for name, bounds in spec.ranges.items()},
-            "shares": {},
-            "calls": [call for segment in segments for call in segment["calls"]],
-            "host_calls": self.host_calls,
-            "segments": segments,
-        }
+        return hosted_report(self._plan, [segment.report() for segment in self._segments], self.threads)
 
     def verify_weights(self) -> None:
         """Hashes the weights of all segments. Raises ArtifactError where they are not those that were compiled."""
@@ -254,6 +242,29 @@ def _runner(segment: AnyExecutable):
         return list(segment.run(dict(zip(names, arrays, strict=True))).values())
 
     return run
+
+
+def hosted_report(plan: Plan, segments: Sequence[Mapping[str, Any]], threads: int) -> dict[str, Any]:
+    """The report of a plan and of its segments. ``copies``: the tensors that segments on a GPU take from the host and give back."""
+    return {
+        "name": plan.name,
+        **combined(segments),
+        "threads": threads,
+        "inputs": [_described(spec) for spec in plan.inputs],
+        "outputs": [_described(spec) for spec in plan.outputs],
+        "symbols": {name: list(bounds) for spec in plan.inputs for name, bounds in spec.ranges.items()},
+        "shares": {},
+        "calls": [call for segment in segments for call in segment["calls"]],
+        "kernels": [kernel for segment in segments for kernel in segment.get("kernels", ())],
+        "host_calls": plan.host_calls(),
+        "copies": [_copies(k, segment) for k, segment in enumerate(segments) if segment["arch"].startswith("sm_")],
+        "segments": list(segments),
+    }
+
+
+def _copies(number: int, segment: Mapping[str, Any]) -> str:
+    to, back = (", ".join(spec["name"] for spec in segment[role]) or "nothing" for role in ("inputs", "outputs"))
+    return f"segment {number}: {to} to the device, {back} back"
 
 
 def _described(spec: HostSpec) -> dict[str, object]:

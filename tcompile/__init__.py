@@ -20,7 +20,11 @@ _here = Path(__file__).resolve().parent
 if not (_here / "ir").is_dir():  # a checkout or an editable install: the other folders stand beside this one
     __path__.append(str(_here.parent))
 
-_LAZY = {"compile": "api", "compile_file": "api", "check": "api", "host_calls": "api", "load": "runtime", "Executable": "runtime"}
+_LAZY = {
+    **dict.fromkeys(("compile", "compile_file", "check", "host_calls", "targets", "check_target"), "api"),
+    "load": "runtime",
+    "Executable": "runtime",
+}
 _LAZY |= {"package": "edge_package"}
 
 __all__ = [
@@ -32,11 +36,13 @@ __all__ = [
     "InvalidModelError",
     "UnsupportedError",
     "check",
+    "check_target",
     "compile",
     "compile_file",
     "host_calls",
     "load",
     "package",
+    "targets",
 ]
 
 

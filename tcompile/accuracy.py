@@ -64,27 +64,35 @@ def largest_error(got: np.ndarray, expected: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One output against the float64 interpreter, beside a peer's error where there is one."""
+    """One output against the float64 interpreter, beside a peer's error where there is one.
+
+    ``unit``: the unit roundoff of a precision that factors of products are rounded to on purpose; 0 for none.
+    """
 
     output: str
     largest: float
     error: float
     peer_error: float | None
+    unit: float = 0.0
 
     @property
     def agrees(self) -> bool:
-        """Within 4x the peer's own error plus 1e-6 of the largest magnitude; without a peer, 1e-4 of it."""
+        """Within 4x the peer's own error plus 1e-6 of the largest magnitude; without a peer, 1e-4 of it.
+
+        A precision adds 16 of its roundings of the largest magnitude: a few layers' worth, as they mostly cancel.
+        """
+        chosen = 16 * self.unit * self.largest
         if self.peer_error is None:
-            return self.error <= 1e-4 * max(self.largest, 1e-30)
-        return self.error <= 4 * self.peer_error + 1e-6 * self.largest
+            return self.error <= 1e-4 * max(self.largest, 1e-30) + chosen
+        return self.error <= 4 * self.peer_error + 1e-6 * self.largest + chosen
 
 
 def compare(
-    got: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray], peer: Mapping[str, np.ndarray] | None = None
+    got: Mapping[str, np.ndarray], exact: Mapping[str, np.ndarray], peer: Mapping[str, np.ndarray] | None = None, unit: float = 0.0
 ) -> list[Comparison]:
-    """Every output of a run against the exact one, beside the peer's."""
+    """Every output of a run against the exact one, beside the peer's. ``unit``: see ``Comparison``."""
     rows = []
     for name, expected in exact.items():
         error, largest = largest_error(got[name], expected)
-        rows.append(Comparison(name, largest, error, largest_error(peer[name], expected)[0] if peer else None))
+        rows.append(Comparison(name, largest, error, largest_error(peer[name], expected)[0] if peer else None, unit))
     return rows

@@ -21,6 +21,7 @@ import tcompile
 from tcompile.cli_bench import bench
 from tcompile.cli_bench_op import bench_op
 from tcompile.cli_options import (
+    device_option,
     errors,
     input_option,
     json_option,
@@ -28,6 +29,7 @@ from tcompile.cli_options import (
     parse_pairs,
     parse_shapes,
     parse_sizes,
+    precision_option,
     progress_bars,
     read_array,
     read_inputs,
@@ -36,7 +38,7 @@ from tcompile.cli_options import (
     threads_option,
 )
 from tcompile.cli_profile import profile
-from tcompile.cli_text import show_artifact, show_calls, show_compiled
+from tcompile.cli_text import show_artifact, show_calls, show_compiled, show_kernels
 from tcompile.errors import Error, InputError, UnsupportedError
 
 UNSUPPORTED, WRONG_ANSWER = 3, 4
@@ -69,7 +71,12 @@ main.add_command(profile)
 @main.command(name="compile")
 @click.argument("model", type=click.Path(exists=True, dir_okay=False))
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="The artifact; MODEL with .tcm by default.")
-@click.option("--target", default="native", show_default=True, help="native, x86-64-v3, x86-64-v4, aarch64.")
+@click.option(
+    "--target",
+    default="native",
+    show_default=True,
+    help="native, x86-64-v3, x86-64-v4, aarch64-linux, cuda-sm80, -sm86, -sm89, -sm90, -sm100.",
+)
 @shape_option
 @click.option("--check", "check_passes", is_flag=True, help="Interpret after every pass and name the one that changes an answer.")
 @click.option("--dump-ir", type=click.Path(file_okay=False, path_type=Path), help="Write the IR of every stage here.")
@@ -77,25 +84,31 @@ main.add_command(profile)
 @click.option("--workers", type=click.IntRange(1), help="Processes that LLVM runs in.")
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the kernel cache.")
 @click.option("--no-host-ops", is_flag=True, help="Refuse operators that Python would run: strings, images, sequences of run-time length.")
+@precision_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option
 def compile_command(
-    model, output, target, shapes, check_passes, dump_ir, stop_after, workers, no_cache, no_host_ops, quiet, as_json
+    model, output, target, shapes, check_passes, dump_ir, stop_after, workers, no_cache, no_host_ops, precision, quiet, as_json
 ) -> None:
     """Compiles MODEL (.onnx) into an artifact (.tcm)."""
     from tcompile import pipeline
 
     extra = {"workers": workers} if workers else {}
     options = pipeline.Options(
-        check=check_passes, dump_ir=dump_ir, stop_after=stop_after, cache=not no_cache, host_ops=not no_host_ops, **extra
+        check=check_passes,
+        dump_ir=dump_ir,
+        stop_after=stop_after,
+        cache=not no_cache,
+        host_ops=not no_host_ops,
+        precision=precision,
+        **extra,
     )
     with progress_bars(quiet or as_json) as progress:
         if stop_after:
             from tcompile.ir.onnx_import import import_model
-            from tcompile.ir.target import named_target
 
             graph = import_model(model, parse_shapes(shapes))
-            text = str(pipeline.optimise(graph, named_target(target), options, progress))
+            text = str(pipeline.optimise(graph, pipeline.chosen_target(target, options), options, progress))
             click.echo(text)
             return
         path, start = Path(output) if output else Path(model).with_suffix(".tcm"), time.perf_counter()
@@ -123,10 +136,11 @@ def default_threads() -> int:
 @click.option("--output", "outputs", multiple=True, metavar="NAME=FILE", help="Write an output to a .npy file.")
 @size_option
 @threads_option
+@device_option
 @json_option
-def run(artifact, inputs, outputs, sizes, threads, as_json) -> None:
+def run(artifact, inputs, outputs, sizes, threads, device, as_json) -> None:
     """Runs an ARTIFACT (or compiles and runs an .onnx file) on arrays."""
-    executable = open_model(artifact, threads)
+    executable = open_model(artifact, threads, device)
     results = executable.run(read_inputs(executable, inputs, sizes))
     for name, path in parse_pairs(outputs, "--output").items():
         if name not in results:
@@ -169,17 +183,21 @@ def show_value(name: str, value: Any) -> None:
 @main.command()
 @click.argument("model", type=click.Path(exists=True, dir_okay=False))
 @shape_option
+@click.option("--target", default="native", show_default=True, help="Tells what compiles for it; for a GPU, which CUDA compiler is found.")
 @json_option
-def check(model, shapes, as_json) -> None:
+def check(model, shapes, target, as_json) -> None:
     """Lists what is unsupported in MODEL, and what Python would run of it, without compiling it."""
     from tcompile.ir.onnx_host import check_program
 
     problems, host_calls = check_program(model, parse_shapes(shapes))
+    compiler = {} if target == "native" else {"compiler": tcompile.check_target(target)}
     if as_json:
         rows = [vars(problem) for problem in problems]
-        click.echo(json.dumps({"supported": not problems, "problems": rows, "host_calls": host_calls}, default=str))
+        click.echo(json.dumps({"supported": not problems, "problems": rows, "host_calls": host_calls, **compiler}, default=str))
     elif not problems:
         click.echo("\n".join((f"{model}: everything is supported", *(f"runs in Python: {call}" for call in host_calls))))
+        for name in compiler.values():
+            click.echo(f"{target}: compiled by {name}")
     else:
         table = Table("node", "op", "opset", "dtype", "reason", "hint", title=f"{len(problems)} problems in {model}")
         for p in problems:
@@ -194,15 +212,19 @@ def check(model, shapes, as_json) -> None:
 @size_option
 @click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="An input; random where not given.")
 @threads_option
+@click.option("--target", default="native", show_default=True, help="What to compile for.")
+@device_option
+@precision_option
 @json_option
-def verify(model, shapes, sizes, inputs, threads, as_json) -> None:
+def verify(model, shapes, sizes, inputs, threads, target, device, precision, as_json) -> None:
     """Compares compiled outputs of MODEL (.onnx) with the float64 interpreter, and ONNX Runtime where it is installed."""
     from tcompile.verify import verify_model
 
     given = {name: read_array(path) for name, path in parse_pairs(inputs, "--input").items()}
     symbols = parse_sizes(sizes)
     with progress_bars(quiet=as_json) as progress:
-        rows = verify_model(model, parse_shapes(shapes), symbols, given, threads=threads, progress=progress)
+        options = {"target": target, "threads": threads, "device": device, "precision": precision}
+        rows = verify_model(model, parse_shapes(shapes), symbols, given, progress=progress, **options)
     if as_json:
         click.echo(json.dumps({"agrees": all(row.agrees for row in rows), "outputs": [vars(row) | {"agrees": row.agrees} for row in rows]}))
     else:
@@ -216,17 +238,24 @@ def verify(model, shapes, sizes, inputs, threads, as_json) -> None:
 
 @main.command()
 @click.argument("artifact", type=click.Path(exists=True, dir_okay=False))
-@click.option("--kernels", is_flag=True, help="List every kernel call.")
+@click.option("--kernels", is_flag=True, help="List every kernel call; for a GPU, every kernel with its launch and resources too.")
+@click.option("--source", is_flag=True, help="Print the CUDA C of an artifact for a GPU, and nothing else.")
 @json_option
-def inspect(artifact, kernels, as_json) -> None:
-    """Shows an ARTIFACT's signature, target, kernels, peak memory, and what a run may need beyond it."""
-    report = open_model(artifact).report()
+def inspect(artifact, kernels, source, as_json) -> None:
+    """Shows an ARTIFACT's signature, target, kernels, peak memory, and what a run may need beyond it. Needs no GPU."""
+    from tcompile.runtime.inspect import cuda_source, describe
+
+    if source:
+        click.echo(cuda_source(artifact))
+        return
+    report = open_model(artifact).report() if artifact.endswith(".onnx") else describe(artifact)
     if as_json:
         click.echo(json.dumps(report))
         return
     show_artifact(report, console)
     if kernels:
         show_calls(report["calls"], console)
+        show_kernels(report.get("kernels", ()), console)
 
 
 @main.command(name="package")

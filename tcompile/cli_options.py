@@ -131,9 +131,17 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 threads_option = click.option("--threads", type=click.IntRange(1), help="Worker threads; all cores by default.")
 
 
-def open_model(path: str, threads: int | None = None):
+device_option = click.option("--device", metavar="cuda:N", help="Run on a GPU; an .onnx file is compiled for it.")
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["f32", "tf32", "fp16", "bf16"]),
+    help="On GPUs: what factors of float32 products may be rounded to, for tensor cores; f32 by default, which is exact.",
+)
+
+
+def open_model(path: str, threads: int | None = None, device: str | None = None):
     """Loads an artifact, or compiles an ONNX file."""
     if path.endswith(".onnx"):
         with progress_bars(quiet=False) as progress:
-            return tcompile.compile(path, threads=threads, progress=progress)
-    return tcompile.load(path, threads=threads)
+            return tcompile.compile(path, threads=threads, device=device, progress=progress)
+    return tcompile.load(path, threads=threads, device=device)

@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from tcompile.cli_options import input_option, json_option, open_model, read_inputs, size_option, threads_option
+from tcompile.cli_options import device_option, input_option, json_option, open_model, read_inputs, size_option, threads_option
 from tcompile.errors import InputError
 from tcompile.runtime import CallProfile, Profile
 
@@ -32,21 +32,23 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 @click.option("--peer", type=click.Choice(["onnxruntime", "openvino"]), help="Show a peer's times of the same ONNX nodes.")
 @click.option("--model", type=click.Path(exists=True, dir_okay=False), help="The ONNX file of ARTIFACT, for the peer.")
 @threads_option
+@device_option
 @json_option
-def profile(artifact, inputs, sizes, runs, top, peer, model, threads, as_json) -> None:
+def profile(artifact, inputs, sizes, runs, top, peer, model, threads, device, as_json) -> None:
     """Shows where the time of a run of an ARTIFACT (or an .onnx file) goes: kernels with the ONNX nodes they compute.
 
     Beside each time stand the share of the roofline (the least time that the machine's measured multiply-add rate and
-    bandwidth allow) and the time that the cost model expects. Other inputs than those given are random.
+    bandwidth allow; on a GPU those of its data sheet) and the time that the cost model expects. Other inputs than those given
+    are random.
     """
-    from tcompile.benchmarks.machine import limits
+    from tcompile.benchmarks.machine import gpu_limits, limits
 
     model = model or (artifact if artifact.endswith(".onnx") else None)
     if peer and model is None:
         raise InputError(f"{peer} needs the ONNX file", hint="--model model.onnx")
-    executable = open_model(artifact, threads)
+    executable = open_model(artifact, threads, device)
     arrays = read_inputs(executable, inputs, sizes, rest=True)
-    machine = limits(executable.threads)
+    machine = gpu_limits(executable.target) if executable.target.startswith("cuda-") else limits(executable.threads)
     measured = executable.profile(arrays, runs=runs)
     groups = _groups(measured, peer, model, arrays, executable.threads, runs) if peer else []
     if as_json:

@@ -30,6 +30,8 @@ def memory_line(report: Report) -> str:
     arena = f"({formula}) B" if report["arena_bytes"] is None and formula else size(report["arena_bytes"])
     total = "" if report["peak_bytes"] is None else f"{size(report['peak_bytes'])}: "
     fixed = f"code {size(report['code_bytes'])}, weights {size(report['weights_bytes'])}"
+    if report["arch"].startswith("sm_"):
+        return f"{total}{fixed}, arena {arena}, on the device"
     return f"{total}{fixed}, arena {arena}, scratch {size(report['scratch_bytes'])} for each of {report['threads']} threads"
 
 
@@ -78,6 +80,19 @@ def show_calls(calls: Sequence[Report], console: Console) -> None:
     console.print(table)
 
 
+def show_kernels(kernels: Sequence[Report], console: Console) -> None:
+    """The kernels of an artifact for a GPU: threads of a block, and what the CUDA compiler and the static model tell of each."""
+    if not kernels:
+        return
+    facts = list(dict.fromkeys(key for kernel in kernels for key in kernel if key not in ("name", "block", "record")))
+    table = Table("kernel", "block", *(key.replace("_", " ") for key in facts), "schedule")
+    for kernel in kernels:
+        values = ("" if kernel.get(key) is None else str(kernel[key]) for key in facts)
+        schedule = " ".join(f"{key}={value}" for key, value in kernel["record"].items())
+        table.add_row(kernel["name"], "x".join(map(str, kernel["block"])), *values, schedule)
+    console.print(table)
+
+
 def _growth(report: Report) -> list[tuple[str, str]]:
     """What a run may need beyond the peak."""
     if not report["growing"]:
@@ -86,8 +101,10 @@ def _growth(report: Report) -> list[tuple[str, str]]:
 
 
 def _host_calls(report: Report) -> list[tuple[str, str]]:
-    """What compiled code leaves to Python."""
-    return [("runs in Python", call) for call in report.get("host_calls", ())]
+    """What compiled code leaves to Python, and what goes between a GPU and the host for it."""
+    rows = [("runs in Python", call) for call in report.get("host_calls", ())]
+    rows += [("copied each run", text) for text in report.get("copies", ())]
+    return rows + [("read by the host", text) for text in report.get("reads_back", ())]
 
 
 def _sharing(report: Report) -> list[tuple[str, str]]:

@@ -11,6 +11,8 @@ from tcompile.accuracy import Comparison, Draw, compare, random_inputs
 from tcompile.api import compile
 from tcompile.pipeline import SILENT, Progress
 
+UNITS = {None: 0.0, "f32": 0.0, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}  # roundoff of a precision's factors
+
 
 def run_onnxruntime(
     path: str, inputs: Mapping[str, np.ndarray], threads: int = 1, *, as_written: bool = False
@@ -43,19 +45,24 @@ def verify_model(
     inputs: Mapping[str, np.ndarray] | None = None,
     *,
     draws: Mapping[str, Draw] | None = None,
+    target: str = "native",
     threads: int | None = None,
+    device: Any = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> list[Comparison]:
-    """One row per output. Inputs that are not given are drawn (``accuracy.random_inputs``) at ``sizes`` of the symbols."""
+    """One row per output. Inputs that are not given are drawn (``accuracy.random_inputs``) at ``sizes`` of the symbols.
+
+    ``target``, ``device`` and ``options`` (such as ``precision``): as of ``tcompile.compile``.
+    """
     from tcompile.ir.interpret import interpret
     from tcompile.ir.onnx_import import import_model
 
     # what Python runs would have no second opinion
-    executable = compile(path, shapes=shapes, threads=threads, progress=progress, host_ops=False, **options)
+    executable = compile(path, target, shapes=shapes, threads=threads, device=device, progress=progress, host_ops=False, **options)
     graph = import_model(path, shapes)
     arrays = random_inputs(graph.inputs, sizes or {}, draws) | dict(inputs or {})
     progress.stage("interpret")
     exact = interpret(graph, arrays, float64=True)
     progress.stage("compare")
-    return compare(executable.run(arrays), exact, run_onnxruntime(path, arrays))
+    return compare(executable.run(arrays), exact, run_onnxruntime(path, arrays), UNITS[options.get("precision")])
