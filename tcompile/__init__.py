@@ -24,8 +24,8 @@ _LAZY = {
     **dict.fromkeys(("compile", "compile_file", "check", "host_calls", "targets", "check_target"), "api"),
     "load": "runtime",
     "Executable": "runtime",
+    "package": "edge_package",
 }
-_LAZY |= {"package": "edge_package"}
 
 __all__ = [
     "ArtifactError",
