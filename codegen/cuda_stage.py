@@ -71,8 +71,8 @@ class Stage:
 
     # Copies -------------------------------------------------------------------------------------------
 
-    def fill(self, slot: DimLike, first: DimLike) -> None:
-        """Copies the terms from ``first`` on into a stage. What is beyond the operand is 0."""
+    def fill(self, slot: DimLike, first: DimLike, moved: DimLike = 0) -> None:
+        """Copies the terms from ``first`` on, ``moved`` rows on along the free axis, into a stage. What is beyond the operand is 0."""
         side, tile, width = self.side, self.tile, self.width
         inner = (tile.terms if self.by_terms else side.size) // width
         pieces = side.size * tile.terms // width
@@ -80,24 +80,25 @@ class Stage:
             piece = turn * tile.threads + self.block.thread
             if pieces % tile.threads:
                 with self.nest.branch(compare("lt", piece, pieces)):
-                    self._piece(slot, first, piece, inner)
+                    self._piece(slot, first, moved, piece, inner)
             else:
-                self._piece(slot, first, piece, inner)
+                self._piece(slot, first, moved, piece, inner)
 
-    def _piece(self, slot: DimLike, first: DimLike, piece: DimLike, inner: int) -> None:
+    def _piece(self, slot: DimLike, first: DimLike, moved: DimLike, piece: DimLike, inner: int) -> None:
         nest, side, ranges = self.nest, self.side, self.nest.ranges
         outer = self.block.named(dims.floordiv(piece, inner, ranges), max(side.size, self.tile.terms) - 1)
         along = self.block.named(dims.mod(piece, inner, ranges) * self.width, max(side.size, self.tile.terms) - 1)
         free, term = (outer, along) if self.by_terms else (along, outer)
         place = (slot, outer, along)
-        guard = both(self._below(side.start + free, side.extent, side.size), self._below(first + term, self.terms, self.tile.terms))
-        value = side.element(side.start + free, first + term, guard)
+        row = side.start + moved + free
+        guard = both(self._below(row, side.extent, side.size), self._below(first + term, self.terms, self.tile.terms))
+        value = side.element(row, first + term, guard)
         if self.is_copy and isinstance(value, Load):
             nest.emit(CopyAsync(self.buffer, place, value.buffer, value.indices, self.width, value.mask))
-        else:
-            nest.store(
-                self.buffer, place, value if guard is None or isinstance(value, Load) else select(guard, value, const(0, self.dtype))
-            )
+            return
+        if guard is not None and not isinstance(value, Load):
+            value = select(guard, value, const(0, self.dtype))
+        nest.store(self.buffer, place, value)
 
     def _below(self, index: DimLike, extent: DimLike, step: int) -> Expr | None:
         return None if dims.mod(extent, step) == 0 else compare("lt", index, extent)

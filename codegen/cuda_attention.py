@@ -1,0 +1,297 @@
+"""Attention on a GPU: softmax(f(q k^T)) v in one kernel; scores never leave the multiprocessor.
+
+    block for (batch, rows of queries):
+        for each tile of keys, copied while the tile before is used:
+            s = q k^T;  x = f(s, masks), -inf beyond the keys
+            top' = max(top, max x);  scale = exp(t - t') (t: what the softmax subtracts, a function of top)
+            p = exp(x - t');  total = total * scale + sum p;  acc = acc * scale + p v
+        acc times or divided by what its row needs; epilogue; store
+
+A row of 64 keys belongs to 16 neighbouring threads, which exchange maxima and sums by shuffles. The order of the sums depends on
+the extents alone. Source: Dao et al., FlashAttention (2022); Milakov and Gimelshein, Online normalizer calculation for softmax (2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+
+from tcompile.codegen.access import unravel
+from tcompile.codegen.cpu_epilogue import Epilogue
+from tcompile.codegen.cuda_block import ThreadBlock, thread_block
+from tcompile.codegen.cuda_stage import Side, Stage
+from tcompile.codegen.cuda_tile import MANY, BlockTile
+from tcompile.codegen.draft import Draft, Scope
+from tcompile.codegen.scalar import compare, const, identity, op, select
+from tcompile.codegen.templates import Built, template
+from tcompile.ir import dims
+from tcompile.ir.attention import Attention, find_attention
+from tcompile.ir.dims import DimLike, Shape
+from tcompile.ir.dtypes import BOOL, F32
+from tcompile.ir.graph import Node
+from tcompile.ir.loops import Barrier, CommitAsync, Expr, Load, LoopKind, Op, Select, Shuffle, Space, WaitAsync
+from tcompile.ir.ops_contraction import free_axes
+from tcompile.ir.target import GpuTarget, Target
+
+Fragment = Callable[[DimLike, DimLike], Expr]
+GROUP = 4
+ACROSS = 16  # threads of a row
+DOWN = 8
+KEYS = 64  # of a tile
+MOST_DEPTH = 128  # of queries, and columns of values
+
+
+class CudaAttention:
+    """Writes the loops of one attention."""
+
+    def __init__(self, node: Node, found: Attention, scope: Scope, target: GpuTarget) -> None:
+        self.node, self.found, self.target = node, found, target
+        self.draft = Draft("attention", node, scope)
+        self.nest = self.draft.nest
+        self.epilogue = Epilogue(self.draft, node, found.second)
+        self.batch, self.rows, self.keys, self.depth, self.columns = _sizes(found)
+        height = self._height()
+        self.first = BlockTile(height, KEYS, height // DOWN, KEYS // ACROSS, terms=-(-self.depth // GROUP) * GROUP)
+        width = -(-self.columns // ACROSS) * ACROSS
+        self.second = BlockTile(height, width, height // DOWN, width // ACROSS, terms=KEYS)
+        self.draft.flops = 2 * found.first.output.type.size * (self.depth + self.columns)
+        self.draft.tags["tile"] = f"{height} queries x {KEYS} keys"
+
+    def _height(self) -> int:
+        """Rows of a block: the most that leave every multiprocessor something to do."""
+        rows = self.rows if isinstance(self.rows, int) else MANY // 4
+        batch = dims.product(self.batch)
+        repeats = batch if isinstance(batch, int) else MANY // 64
+        return next((height for height in (64, 32) if repeats * -(-rows // height) >= self.target.sms), 16)
+
+    def write(self) -> Draft:
+        """The whole kernel."""
+        nest, ranges = self.nest, self.nest.ranges
+        blocks = dims.ceildiv(self.rows, self.first.rows, ranges)
+        with thread_block(nest, dims.product(self.batch) * blocks, self.first.threads) as block:
+            number = block.named(dims.mod(block.number, blocks, ranges), blocks - 1)
+            flat = block.named(dims.floordiv(block.number, blocks, ranges), dims.product(self.batch) - 1)
+            places = unravel(flat, self.batch, ranges)
+            self.here = tuple(block.named(i, extent - 1) for i, extent in zip(places, self.batch, strict=True))
+            self.start = number * self.first.rows
+            down = block.named(dims.floordiv(block.thread, ACROSS, ranges), DOWN - 1)
+            across = block.named(dims.mod(block.thread, ACROSS, ranges), ACROSS - 1)
+            self._block(block, down, across)
+        return self.draft
+
+    def _block(self, block: ThreadBlock, down: DimLike, across: DimLike) -> None:
+        nest, first, second = self.nest, self.first, self.second
+        q = Stage(block, Side(self._query, self.start, self.rows, first.rows), first, self.depth, 1)
+        k = Stage(block, Side(self._key, 0, self.keys, KEYS), first, self.depth, 1)
+        v = Stage(block, Side(self._value, 0, self.columns, second.columns), second, self.keys, 1)
+        weights = block.alloc(F32, (first.rows, KEYS + GROUP))
+        self.acc = nest.alloc(F32, (second.thread_rows, second.thread_columns), Space.REGISTER)
+        self.top, self.total, self.scale = (nest.alloc(F32, (first.thread_rows,), Space.REGISTER) for _ in range(3))
+        self._clear()
+        q.fill(0, 0)
+        k.fill(0, 0)
+        nest.emit(CommitAsync())
+        v.fill(0, 0)
+        nest.emit(CommitAsync())
+        turns = dims.ceildiv(self.keys, KEYS, nest.ranges)
+        with nest.loop(turns) as turn:
+            nest.emit(WaitAsync(1))
+            nest.emit(Barrier())
+            scores = self._scores(q, k, turn * KEYS, down, across)
+            self._softmax(scores)
+            nest.emit(Barrier())
+            with nest.branch(compare("lt", turn + 1, turns)):
+                k.fill(0, 0, (turn + 1) * KEYS)
+            nest.emit(CommitAsync())
+            with self._unrolled(first.thread_rows) as r, self._unrolled(first.thread_columns) as c:
+                place = q.owned(r, down, first.thread_rows), k.owned(c, across, first.thread_columns)
+                nest.store(weights, place, Load(scores, (r, c), F32))
+            nest.emit(WaitAsync(1))
+            nest.emit(Barrier())
+            self._accumulate(weights, q, v, down, across)
+            nest.emit(Barrier())
+            with nest.branch(compare("lt", turn + 1, turns)):
+                v.fill(0, (turn + 1) * KEYS)
+            nest.emit(CommitAsync())
+        self._results(q, v, down, across)
+
+    def _unrolled(self, count: int) -> AbstractContextManager[DimLike]:
+        return self.nest.loop(count, LoopKind.UNROLLED)
+
+    def _clear(self) -> None:
+        with self._unrolled(self.first.thread_rows) as r:
+            self.nest.store(self.top, r, identity("max", F32))
+            self.nest.store(self.total, r, const(0, F32))
+            with self._unrolled(self.second.thread_columns) as c:
+                self.nest.store(self.acc, (r, c), const(0, F32))
+
+    # Operands -----------------------------------------------------------------------------------------
+
+    def _coordinates(self, row: DimLike) -> Shape:
+        """The first product's index, without the key, of a row; rows beyond the last are the last."""
+        flat = row
+        if dims.mod(self.rows, self.first.rows, self.nest.ranges) != 0:
+            flat = dims.minimum(row, self.rows - 1, self.nest.ranges)
+        axes = self.found.first.output.shape[len(self.batch) : -1]
+        return (*self.here, *unravel(flat, axes, self.nest.ranges))
+
+    def _query(self, row: DimLike, term: DimLike, guard: Expr | None) -> Expr:
+        value = self.found.first.inputs[0]
+        (batch, _), ((axis,), _) = self.found.first.attrs["batch"], self.found.first.attrs["contract"]
+        axes = self.found.first.output.shape[len(self.batch) : -1]
+        places = (*self.here, *unravel(row, axes, self.nest.ranges))
+        index = dict(zip((*batch, *self.found.query_axes()), places, strict=True)) | {axis: term}
+        return self.draft.element(value, tuple(index[k] for k in range(value.rank)), guard)
+
+    def _key(self, key: DimLike, term: DimLike, guard: Expr | None) -> Expr:
+        value = self.found.first.inputs[1]
+        (axis,) = self.found.first.attrs["contract"][1]
+        index = dict(zip(self.found.first.attrs["batch"][1], self.here, strict=True)) | {self.found.key_axis(): key, axis: term}
+        return self.draft.element(value, tuple(index[k] for k in range(value.rank)), guard)
+
+    def _value(self, column: DimLike, key: DimLike, guard: Expr | None) -> Expr:
+        value = self.found.second.inputs[1]
+        rows = len(self.found.first.output.shape) - len(self.batch) - 1
+        weights = self.found.places((*self.here, *(0,) * rows, 0), self.nest.ranges)[self.found.weights]
+        key_axis, column_axis = self.found.value_axes()
+        index = self.found.value_batch(weights) | {key_axis: key, column_axis: column}
+        return self.draft.element(value, tuple(index[k] for k in range(value.rank)), guard)
+
+    # Scores -------------------------------------------------------------------------------------------
+
+    def _scores(self, q: Stage, k: Stage, first_key: DimLike, down: DimLike, across: DimLike) -> str:
+        """x = f(q k^T) of a thread's rows and keys, in registers."""
+        nest, tile, found = self.nest, self.first, self.found
+        scores = nest.alloc(F32, (tile.thread_rows, tile.thread_columns), Space.REGISTER)
+        with self._unrolled(tile.thread_rows) as r, self._unrolled(tile.thread_columns) as c:
+            nest.store(scores, (r, c), const(0, F32))
+        with nest.loop(tile.terms // GROUP, LoopKind.UNROLLED if tile.terms <= 64 else LoopKind.SERIAL) as group:
+            a = q.fragment(0, group * GROUP, down, tile.thread_rows, F32)
+            b = k.fragment(0, group * GROUP, across, tile.thread_columns, F32)
+            self._multiply(scores, a, b, tile)
+        with q.each(tile.thread_rows) as r:
+            coordinates = self._coordinates(self.start + q.owned(r, down, tile.thread_rows))
+            with k.each(tile.thread_columns) as c:
+                key = first_key + k.owned(c, across, tile.thread_columns)
+                whole = dims.mod(self.keys, KEYS, nest.ranges) == 0
+                inside = None if whole else nest.let(compare("lt", key, self.keys))
+                value = Load(scores, (r, c), F32)
+                self.draft.bind(found.first.output, lambda at, guard, value=value: value)
+                element = self.draft.element(found.scores, found.places((*coordinates, key), nest.ranges)[found.scores], inside)
+                nest.store(scores, (r, c), element if inside is None else select(inside, element, identity("max", F32)))
+        return scores
+
+    def _multiply(self, acc: str, a: Fragment, b: Fragment, tile: BlockTile) -> None:
+        with self._unrolled(GROUP) as k, self._unrolled(tile.thread_rows) as r, self._unrolled(tile.thread_columns) as c:
+            self.nest.store(acc, (r, c), Op("fma", (a(r, k), b(c, k), Load(acc, (r, c), F32)), F32))
+
+    def _softmax(self, scores: str) -> None:
+        """Scores become exponentials; the rows' maxima, sums and scales follow."""
+        nest, columns = self.nest, self.first.thread_columns
+        with self._unrolled(self.first.thread_rows) as r:
+            old = nest.let(Load(self.top, (r,), F32))
+            top: Expr = old
+            for c in range(columns):
+                top = _larger(top, Load(scores, (r, c), F32))
+            top = self._across(_larger, nest.let(top))
+            nest.store(self.top, r, top)
+            # exp(x - t'), where t' = -inf says that there is no key yet: -inf - 0
+            shift = self._shift(top)
+            total: Expr = const(0, F32)
+            for c in range(columns):
+                value = nest.let(op("exp", op("sub", Load(scores, (r, c), F32), shift)))
+                nest.store(scores, (r, c), value)
+                total = op("add", total, value)
+            scale = nest.let(op("exp", op("sub", select(_none_yet(old), identity("max", F32), self._shift(old)), shift)))
+            nest.store(self.scale, r, scale)
+            part = op("add", op("mul", Load(self.total, (r,), F32), scale), nest.let(total))
+            nest.store(self.total, r, part)
+
+    def _shift(self, top: Expr) -> Expr:
+        """What the softmax subtracts from the scores of a row with this maximum; 0 where all of them are -inf so far."""
+        found = self.found
+        producers = {node.output: node for node in found.members}
+        value = producers[found.exponents].inputs[1]
+        self.draft.bind(found.top.output, lambda at, guard: top)
+        self.draft.inliner.forget()
+        shift = self.draft.element(value, (0,) * value.rank)
+        return self.nest.let(select(_none_yet(top), const(0, F32), shift))
+
+    def _across(self, combine: Callable[[Expr, Expr], Expr], value: Expr) -> Expr:
+        for distance in (8, 4, 2, 1):
+            value = self.nest.let(combine(value, Shuffle(value, distance)))
+        return value
+
+    # Results ------------------------------------------------------------------------------------------
+
+    def _accumulate(self, weights: str, q: Stage, v: Stage, down: DimLike, across: DimLike) -> None:
+        nest, tile = self.nest, self.second
+        with self._unrolled(tile.thread_rows) as r, self._unrolled(tile.thread_columns) as c:
+            nest.store(self.acc, (r, c), op("mul", Load(self.acc, (r, c), F32), Load(self.scale, (r,), F32)))
+        with nest.loop(KEYS // GROUP) as group:
+            rows = nest.alloc(F32, (tile.thread_rows, GROUP), Space.REGISTER)
+            with self._unrolled(tile.thread_rows) as r, nest.loop(GROUP, LoopKind.VECTOR, GROUP) as lane:
+                place = q.owned(r, down, tile.thread_rows), group * GROUP + lane
+                nest.store(rows, (r, lane), Load(weights, place, F32))
+            b = v.fragment(0, group * GROUP, across, tile.thread_columns, F32)
+            self._multiply(self.acc, lambda r, k: Load(rows, (r, k), F32), b, tile)
+
+    def _results(self, q: Stage, v: Stage, down: DimLike, across: DimLike) -> None:
+        nest, found, tile = self.nest, self.found, self.second
+        divisor = found.divisor()
+        assert divisor is not None
+        fn, value = divisor
+        with q.each(tile.thread_rows) as r:
+            row = self.start + q.owned(r, down, tile.thread_rows)
+            coordinates = self._coordinates(row)
+            places = found.places((*coordinates, 0), nest.ranges)
+            total = self._across(partial(op, "add"), nest.let(Load(self.total, (r,), F32)))
+            top = nest.let(Load(self.top, (r,), F32))
+            self.draft.bind(found.top.output, lambda at, guard: top)
+            self.draft.bind(found.total.output, lambda at, guard: total)
+            self.draft.inliner.forget()
+            factor = nest.let(self.draft.element(value, places[found.powers]))
+            with nest.branch(compare("lt", row, self.rows)), v.each(tile.thread_columns) as c:
+                column = v.owned(c, across, tile.thread_columns)
+                result = Op(fn, (Load(self.acc, (r, c), F32), factor), F32)
+                place = (*found.result_place(places[found.weights]), column)
+                if self.columns == tile.columns:
+                    self.epilogue.store(place, result)
+                else:
+                    with nest.branch(compare("lt", column, self.columns)):
+                        self.epilogue.store(place, result)
+
+
+def _larger(a: Expr, b: Expr) -> Expr:
+    """max without regard to NaN: a row with one has a NaN for its sum anyway."""
+    return Select(Op("gt", (b, a), BOOL), b, a)
+
+
+def _none_yet(top: Expr) -> Expr:
+    return op("eq", top, identity("max", F32))
+
+
+def _sizes(found: Attention) -> tuple[Shape, DimLike, DimLike, DimLike, DimLike]:
+    """(batch, rows, keys, depth, columns)."""
+    first, second = found.first, found.second
+    q, k = first.inputs
+    batch, contract = first.attrs["batch"], first.attrs["contract"]
+    rows = dims.product(q.shape[axis] for axis in free_axes(q.rank, batch[0], contract[0]))
+    columns = second.inputs[1].shape[found.value_axes()[1]]
+    return first.output.shape[: len(batch[0])], rows, k.shape[found.key_axis()], q.shape[contract[0][0]], columns
+
+
+@template("fused.attention", "cuda")
+def attention(node: Node, scope: Scope, target: Target) -> list[Draft | Built] | None:
+    """The kernel of an attention with its epilogue; None where a head is too wide, or its weights are no scaled exponentials."""
+    assert isinstance(target, GpuTarget), target
+    producers = node.regions[0].producers()
+    found = next(filter(None, (find_attention(inner, producers) for inner in node.regions[0].nodes)), None)
+    if found is None or found.divisor() is None:
+        return None
+    batch, rows, keys, depth, columns = _sizes(found)
+    small = all(isinstance(extent, int) and extent <= MOST_DEPTH for extent in (depth, columns))
+    if not small or 0 in (*batch, rows, keys, depth, columns):
+        return None
+    return [Built(*CudaAttention(node, found, scope, target).write().finish())]
