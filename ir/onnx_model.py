@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 
 from tcompile.errors import InvalidModelError, UnsupportedError
@@ -54,9 +55,21 @@ def load_model(model: ModelLike) -> tuple[onnx.ModelProto, ModelFiles]:
         proto.ParseFromString(model if path is None else _slim(files.bytes_of(path)))
     except DecodeError as error:
         raise InvalidModelError(f"{path or 'the model'} is not an ONNX file", hint=_other_format(start)) from error
+    if not all(isinstance(text, str) for text in _texts(proto)):  # protobuf hands out the bytes of what is no UTF-8
+        raise InvalidModelError(f"{path or 'the model'} holds a name that is no UTF-8 text", hint="export the model again")
     if not proto.HasField("graph"):
         raise InvalidModelError(f"{path or 'the model'} holds no graph", hint=_other_format(start))
     return proto, files
+
+
+def _texts(message: Message) -> Iterator[str | bytes]:
+    """All strings of a message and of those in it."""
+    for entry, value in message.ListFields():
+        if entry.type == FieldDescriptor.TYPE_STRING:
+            yield from (value,) if isinstance(value, str | bytes) else value
+        elif entry.type == FieldDescriptor.TYPE_MESSAGE:
+            for part in (value,) if isinstance(value, Message) else value:
+                yield from _texts(part)
 
 
 # What files of other formats begin with, at which place, and what to do with them.

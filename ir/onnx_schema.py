@@ -37,7 +37,10 @@ def uses_of(node: onnx.NodeProto) -> list[str]:
 
 
 def opset_table(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
-    """Opset versions by domain."""
+    """Opset versions by domain. Raises InvalidModelError for a number that is no version."""
+    for entry in imports:
+        if not 0 <= entry.version < 2**31:
+            raise InvalidModelError(f"opset {entry.version} of {entry.domain or 'ai.onnx'} is no version")
     return {"" if entry.domain == "ai.onnx" else entry.domain: entry.version for entry in imports}
 
 

@@ -1,4 +1,4 @@
-"""Long runs: ``python -m tests.fuzz --examples N [--seed S] [--bounds]`` draws graphs, ``--mutants N`` mutates files."""
+"""Long runs: ``python -m tests.fuzz --examples N [--seed S] [--bounds]`` draws graphs, ``--mutants N [--files FOLDER]`` mutates files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import argparse
 import sys
 import time
 import traceback
+from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from tests.fuzz.graphs import check, draw_graph
+from tests.fuzz.mutants import replay, run_mutants
 
 
 def main() -> int:
@@ -20,8 +22,14 @@ def main() -> int:
     parser.add_argument("--mutants", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bounds", action="store_true", help="compile with every access checked")
+    parser.add_argument("--files", type=Path, action="append", default=[], help="models to mutate, beside those of onnx")
+    parser.add_argument("--keep", type=Path, default=Path("mutants"), help="where mutants that were not refused as they should go")
+    parser.add_argument("--replay", type=Path, help="a kept mutant")
     arguments = parser.parse_args()
-    failed = bool(arguments.examples) and not run_graphs(arguments.examples, arguments.seed, bounds=arguments.bounds)
+    if arguments.replay:
+        replay(arguments.replay)
+    failed = bool(arguments.mutants) and not run_mutants(arguments)
+    failed |= bool(arguments.examples) and not run_graphs(arguments.examples, arguments.seed, bounds=arguments.bounds)
     return int(failed)
 
 

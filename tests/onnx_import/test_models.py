@@ -229,3 +229,22 @@ def test_a_sequence_input_becomes_one_input_per_element():
 def test_a_sequence_input_of_unknown_length_is_refused_with_a_hint():
     (problem,) = check_model(sequence_model())
     assert "sequence" in problem.reason and "shapes=" in problem.hint
+
+
+# Malformed models -------------------------------------------------------------------------------------
+
+
+def test_names_that_are_no_text_are_refused():
+    data = model("g (float[2] x) => (float[2] y) { y = Relu(x) }").SerializeToString()
+    with pytest.raises(InvalidModelError, match="UTF-8"):
+        import_model(data.replace(b"Relu", b"Re\xff\x00"))
+
+
+@pytest.mark.parametrize("version", (-1, -(2**63), 2**31, 2**62))
+def test_opsets_that_are_no_versions_are_refused(version):
+    proto = model("g (float[2] x) => (float[2] y) { y = Relu(x) }", imports=', "ai.onnx.ml": 3, "other": 1')
+    for entry in proto.opset_import:
+        entry.version, kept = version, entry.version
+        with pytest.raises((InvalidModelError, UnsupportedError), match=str(version)):
+            import_model(proto.SerializeToString())
+        entry.version = kept
