@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tcompile.codegen.machine import Machine
 from tcompile.codegen.signature import Signature, Site, Tensor, Weight
-from tcompile.errors import Error
+from tcompile.errors import Error, UnsupportedError
 from tcompile.ir.dims import Call, Dim, DimLike, Symbol
 
 ABI_VERSION = 2
@@ -47,6 +47,13 @@ class Content:
     growing: tuple[Site, ...] = ()
 
 
+def _word(number: int) -> int:
+    """The number. Raises UnsupportedError for one that does not fit 64 bits."""
+    if not -(2**63) <= number < 2**63:
+        raise UnsupportedError(f"a size of the model holds the number {number}, which does not fit 64 bits")
+    return number
+
+
 class _Writer:
     """Collects records; equal strings and extents are written once."""
 
@@ -73,7 +80,7 @@ class _Writer:
 
     def extent_record(self, extent: DimLike) -> bytes:
         if isinstance(extent, int):
-            return _EXTENT.pack(0, self.text(str(extent)), extent, 0, 0)
+            return _EXTENT.pack(0, self.text(str(extent)), _word(extent), 0, 0)
         text = self.text(str(extent))
         if str(extent) in self.numbers:
             return _EXTENT.pack(1, text, self.numbers[str(extent)], 0, 0)
@@ -119,7 +126,7 @@ class _Writer:
                 self.term(3)
 
     def term(self, op: int, value: int = 0) -> None:
-        self.add("terms", _TERM.pack(op, 0, value))
+        self.add("terms", _TERM.pack(op, 0, _word(value)))
 
     def names(self, names: tuple[str, ...]) -> int:
         """The number of the first of consecutive sources."""

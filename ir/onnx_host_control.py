@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx
 from onnx import TypeProto
 
-from tcompile.errors import UnsupportedError
+from tcompile.errors import InvalidModelError, UnsupportedError
 from tcompile.ir.host import Branch, ForEach, Repeat, Step
 from tcompile.ir.onnx_host_block import cut
 from tcompile.ir.onnx_host_names import HostImport, Names, Place
@@ -30,7 +30,10 @@ def control_step(shared: HostImport, node: onnx.NodeProto, label: str, names: Na
 
 
 def _graph(node: onnx.NodeProto, name: str) -> onnx.GraphProto:
-    return next(attribute.g for attribute in node.attribute if attribute.name == name)
+    found = [attribute.g for attribute in node.attribute if attribute.name == name]
+    if not found:
+        raise InvalidModelError(f"{node.op_type} needs the attribute {name}")
+    return found[0]
 
 
 def _outputs(node: onnx.NodeProto) -> tuple[str | None, ...]:

@@ -153,6 +153,8 @@ def infer(
             found = dict(onnx.shape_inference.infer_node_outputs(schema, node, dict(types), dict(constants), opset_imports=imports))
         except _INFERENCE_ERRORS as error:
             raise InvalidModelError(str(error).strip()) from error
+    if schema is None:
+        return {}
     if node.op_type == "SequenceEmpty":
         return {node.output[0]: empty_sequence(found[node.output[0]].sequence_type.elem_type.tensor_type.elem_type)}
     if node.op_type == "SequenceInsert":

@@ -64,19 +64,21 @@ def quick_gelu(ctx: OpContext) -> Value:
 def fused_matmul(ctx: OpContext) -> Value:
     """FusedMatMul: alpha A B with either operand's last axes swapped."""
     b = ctx.builder
-    if ctx.attr("transBatchA", 0) or ctx.attr("transBatchB", 0):
-        ctx.fail("transBatchA and transBatchB are not supported")
-    operands = [_swapped(ctx, k, ctx.attr(name, 0)) for k, name in enumerate(("transA", "transB"))]
+    operands = [_swapped(ctx, k, ctx.attr(f"trans{side}", 0), ctx.attr(f"transBatch{side}", 0)) for k, side in enumerate("AB")]
     y = Term(b, ctx.call("MatMul", operands)[0])
     alpha = ctx.attr("alpha", 1.0)
     return y.value if alpha == 1.0 else (y * alpha).value
 
 
-def _swapped(ctx: OpContext, k: int, swap: int) -> Value:
+def _swapped(ctx: OpContext, k: int, swap: int, batch_last: int) -> Value:
+    """Operand k with its batch axes in front and its matrix axes in order; ``batch_last``: axis 0 is a matrix axis, before the batch."""
     x = ctx.input(k)
-    if not swap or x.rank < 2:
-        return x
-    return ctx.builder.transpose(x, (*range(x.rank - 2), x.rank - 1, x.rank - 2))
+    order = list(range(x.rank))
+    if batch_last and x.rank > 2:
+        order = [*order[1:-1], 0, order[-1]]
+    if swap and x.rank >= 2:
+        order[-2:] = order[:-3:-1]
+    return x if order == sorted(order) else ctx.builder.transpose(x, tuple(order))
 
 
 @onnx_op("MatMulNBits", domain=_MS)
@@ -84,14 +86,17 @@ def matmul_nbits(ctx: OpContext) -> Value:
     """MatMulNBits: A [..., K] with weights [N, K] of 2, 4 or 8 bits in blocks along K, each with a scale and a zero point."""
     b = ctx.builder
     rows, depth, bits, block = ctx.attr("N"), ctx.attr("K"), ctx.attr("bits", 4), ctx.attr("block_size")
-    if ctx.has(4):
-        ctx.fail("MatMulNBits with g_idx is not supported", hint="quantise without act_order")
     blocks = -(-depth // block)
     a = Term(b, ctx.input(0))
     codes = _unpacked(ctx, 1, bits, rows * blocks, block).reshape(rows, blocks, block)
-    scales = Term(b, ctx.input(2)).reshape(rows, blocks, 1)
-    weights = dequantize(codes, scales, _block_zeros(ctx, bits, rows, blocks), a.dtype)
-    weights = weights.reshape(rows, blocks * block).part(1, 0, depth)
+    scales, zeros = Term(b, ctx.input(2)).reshape(rows, blocks, 1), _block_zeros(ctx, bits, rows, blocks)
+    if ctx.has(4):  # the block whose scale an element takes: quantised in the order of the activations
+        codes = codes.reshape(rows, blocks * block).part(1, 0, depth).reshape(rows, depth, 1)
+        group = Term(b, ctx.input(4)).convert(dtypes.I64)
+        scales, zeros = (x if x.rank == 0 else x.take(group.part(0, 0, depth), 1) for x in (scales, zeros))
+        weights = dequantize(codes, scales, zeros, a.dtype).reshape(rows, depth)
+    else:
+        weights = dequantize(codes, scales, zeros, a.dtype).reshape(rows, blocks * block).part(1, 0, depth)
     y = a.dot(weights, contract=((a.rank - 1,), (1,)))
     return (y + Term(b, ctx.input(5))).value if ctx.has(5) else y.value
 

@@ -38,6 +38,8 @@ FAMILIES = (
     "onnx_trees",
     "onnx_svm",
     "onnx_microsoft",
+    "onnx_microsoft_attention",
+    "onnx_microsoft_fused",
 )
 
 Handler = Callable[[Any], Any]

@@ -191,7 +191,7 @@ class Scope:
             pass
         except Error as error:
             self.note(node, label, inputs, error)
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, TypeError, ValueError) as error:
             # a malformed node that the schema check let through must not end the import of the others
             breach = specified_error(resolved(node, self.attributes_of(node)), self.schema_of(node), inputs)
             self.note(node, label, inputs, breach or error)

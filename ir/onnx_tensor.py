@@ -47,6 +47,8 @@ def _split_sizes(ctx: OpContext, extent: DimLike) -> list[DimLike]:
             ctx.invalid(f"the parts {given} do not make {ctx.output_count} outputs of an extent of {extent}")
         return list(given)
     count = ctx.attr("num_outputs", None) or ctx.output_count
+    if count != ctx.output_count:
+        ctx.invalid(f"num_outputs is {count}, and the node has {ctx.output_count} outputs")
     if ctx.opset < 18 and isinstance(extent, int) and extent % count:
         ctx.invalid(f"an extent of {extent} does not split into {count} equal parts")
     symbols = ctx.builder.symbols

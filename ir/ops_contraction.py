@@ -79,10 +79,13 @@ def _infer_dot(types: Types, attrs: Attrs, regions: object) -> Types:
 
 def _evaluate_dot(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
     (a, b), (batch_a, batch_b), (contract_a, contract_b) = arrays, attrs["batch"], attrs["contract"]
-    if [a.shape[k] for k in (*batch_a, *contract_a)] != [b.shape[k] for k in (*batch_b, *contract_b)]:
-        raise ExecutionError(f"dot_general: the extents of {list(a.shape)} and {list(b.shape)} do not fit")
     free_a, free_b = free_axes(a.ndim, batch_a, contract_a), free_axes(b.ndim, batch_b, contract_b)
     batch, rows, columns = ([x.shape[k] for k in axes] for x, axes in ((a, batch_a), (a, free_a), (b, free_b)))
+    same_batch = batch == [b.shape[k] for k in batch_b]
+    if same_batch and 0 in (*batch, *rows, *columns):  # no terms to pair
+        return (np.zeros((*batch, *rows, *columns), attrs["dtype"].numpy),)
+    if not same_batch or [a.shape[k] for k in contract_a] != [b.shape[k] for k in contract_b]:
+        raise ExecutionError(f"dot_general: the extents of {list(a.shape)} and {list(b.shape)} do not fit")
     terms = math.prod(a.shape[k] for k in contract_a)
     left = a.transpose(*batch_a, *free_a, *contract_a).reshape(math.prod(batch), math.prod(rows), terms)
     right = b.transpose(*batch_b, *contract_b, *free_b).reshape(math.prod(batch), terms, math.prod(columns))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tcompile.errors import Error
+from tcompile.errors import Error, UnsupportedError
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
 from tcompile.ir.graph import Graph, Node, Value
@@ -143,7 +143,10 @@ def _broadcast_view(array: np.ndarray, node: Node) -> np.ndarray:
     aligned = [1] * len(shape)
     for extent, axis in zip(array.shape, node.attrs["axes"], strict=True):
         aligned[axis] = extent
-    return np.broadcast_to(array.reshape(aligned), shape)
+    try:
+        return np.broadcast_to(array.reshape(aligned), shape)
+    except ValueError as error:  # more elements than NumPy counts
+        raise UnsupportedError(f"a constant of the shape {list(shape)} has too many elements") from error
 
 
 def patch(reason: str, builder: Builder | None, *values: Value) -> Patch:
