@@ -20,6 +20,7 @@ from tcompile.ir.onnx_registry import onnx_op
 from tcompile.ir.terms import Term, arange, as_term, expand, full, join, number, where
 
 _DENSE = 256  # points up to which a transform is one matrix
+_TABLE = 1 << 22  # elements of the largest table made at import time
 
 
 # Matrices -------------------------------------------------------------------------------------------------------
@@ -27,7 +28,10 @@ _DENSE = 256  # points up to which a transform is one matrix
 
 def _angles(b, rows: DimLike, columns: DimLike, length: DimLike, sign: int):
     """sign * 2 pi j k / length for j < rows, k < columns, with jk reduced modulo the length first: f64."""
-    product = expand(arange(b, rows), 1) * expand(arange(b, columns), 0)
+    j, k = arange(b, rows), arange(b, columns)
+    if isinstance(j, np.ndarray) and isinstance(k, np.ndarray) and j.size * k.size > _TABLE:
+        j = as_term(b, j)  # so that the run makes what the artifact should not hold
+    product = expand(j, 1) * expand(k, 0)
     if isinstance(product, np.ndarray) and isinstance(length, int):
         return (product % max(length, 1)) * (sign * 2 * math.pi / max(length, 1))
     reduced = as_term(b, product) % number(b, length, dtypes.I64).map("max", 1)
