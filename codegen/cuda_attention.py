@@ -20,7 +20,7 @@ from functools import partial
 from tcompile.codegen.access import unravel
 from tcompile.codegen.cpu_epilogue import Epilogue
 from tcompile.codegen.cuda_block import ThreadBlock, thread_block
-from tcompile.codegen.cuda_stage import Side, Stage
+from tcompile.codegen.cuda_stage import Reader, Side, Stage
 from tcompile.codegen.cuda_tile import MANY, BlockTile
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare, const, identity, op, select
@@ -34,7 +34,7 @@ from tcompile.ir.loops import Barrier, CommitAsync, Expr, Load, LoopKind, Op, Se
 from tcompile.ir.ops_contraction import free_axes
 from tcompile.ir.target import GpuTarget, Target
 
-Fragment = Callable[[DimLike, DimLike], Expr]
+Fragment = Callable[[DimLike], Reader]
 GROUP = 4
 ACROSS = 16  # threads of a row
 DOWN = 8
@@ -82,7 +82,7 @@ class CudaAttention:
 
     def _block(self, block: ThreadBlock, down: DimLike, across: DimLike) -> None:
         nest, first, second = self.nest, self.first, self.second
-        q = Stage(block, Side(self._query, self.start, self.rows, first.rows), first, self.depth, 1)
+        q = Stage(block, Side(self._query, self.start, self.rows, first.rows, self._query_place), first, self.depth, 1)
         k = Stage(block, Side(self._key, 0, self.keys, KEYS), first, self.depth, 1)
         v = Stage(block, Side(self._value, 0, self.columns, second.columns), second, self.keys, 1)
         weights = block.alloc(F32, (first.rows, KEYS + GROUP))
@@ -136,26 +136,28 @@ class CudaAttention:
         axes = self.found.first.output.shape[len(self.batch) : -1]
         return (*self.here, *unravel(flat, axes, self.nest.ranges))
 
-    def _query(self, row: DimLike, term: DimLike, guard: Expr | None) -> Expr:
+    def _query_place(self, row: DimLike) -> Shape:
+        axes = self.found.first.output.shape[len(self.batch) : -1]
+        return unravel(row, axes, self.nest.ranges)
+
+    def _query(self, row: Shape, term: DimLike, guard: Expr | None) -> Expr:
         value = self.found.first.inputs[0]
         (batch, _), ((axis,), _) = self.found.first.attrs["batch"], self.found.first.attrs["contract"]
-        axes = self.found.first.output.shape[len(self.batch) : -1]
-        places = (*self.here, *unravel(row, axes, self.nest.ranges))
-        index = dict(zip((*batch, *self.found.query_axes()), places, strict=True)) | {axis: term}
+        index = dict(zip((*batch, *self.found.query_axes()), (*self.here, *row), strict=True)) | {axis: term}
         return self.draft.element(value, tuple(index[k] for k in range(value.rank)), guard)
 
-    def _key(self, key: DimLike, term: DimLike, guard: Expr | None) -> Expr:
+    def _key(self, key: Shape, term: DimLike, guard: Expr | None) -> Expr:
         value = self.found.first.inputs[1]
         (axis,) = self.found.first.attrs["contract"][1]
-        index = dict(zip(self.found.first.attrs["batch"][1], self.here, strict=True)) | {self.found.key_axis(): key, axis: term}
+        index = dict(zip(self.found.first.attrs["batch"][1], self.here, strict=True)) | {self.found.key_axis(): key[0], axis: term}
         return self.draft.element(value, tuple(index[k] for k in range(value.rank)), guard)
 
-    def _value(self, column: DimLike, key: DimLike, guard: Expr | None) -> Expr:
+    def _value(self, column: Shape, key: DimLike, guard: Expr | None) -> Expr:
         value = self.found.second.inputs[1]
         rows = len(self.found.first.output.shape) - len(self.batch) - 1
         weights = self.found.places((*self.here, *(0,) * rows, 0), self.nest.ranges)[self.found.weights]
         key_axis, column_axis = self.found.value_axes()
-        index = self.found.value_batch(weights) | {key_axis: key, column_axis: column}
+        index = self.found.value_batch(weights) | {key_axis: key, column_axis: column[0]}
         return self.draft.element(value, tuple(index[k] for k in range(value.rank)), guard)
 
     # Scores -------------------------------------------------------------------------------------------
@@ -183,8 +185,10 @@ class CudaAttention:
         return scores
 
     def _multiply(self, acc: str, a: Fragment, b: Fragment, tile: BlockTile) -> None:
-        with self._unrolled(GROUP) as k, self._unrolled(tile.thread_rows) as r, self._unrolled(tile.thread_columns) as c:
-            self.nest.store(acc, (r, c), Op("fma", (a(r, k), b(c, k), Load(acc, (r, c), F32)), F32))
+        with self._unrolled(GROUP) as k:
+            rows, columns = a(k), b(k)
+            with self._unrolled(tile.thread_rows) as r, self._unrolled(tile.thread_columns) as c:
+                self.nest.store(acc, (r, c), Op("fma", (rows(r), columns(c), Load(acc, (r, c), F32)), F32))
 
     def _softmax(self, scores: str) -> None:
         """Scores become exponentials; the rows' maxima, sums and scales follow."""
@@ -235,7 +239,7 @@ class CudaAttention:
                 place = q.owned(r, down, tile.thread_rows), group * GROUP + lane
                 nest.store(rows, (r, lane), Load(weights, place, F32))
             b = v.fragment(0, group * GROUP, across, tile.thread_columns, F32)
-            self._multiply(self.acc, lambda r, k: Load(rows, (r, k), F32), b, tile)
+            self._multiply(self.acc, lambda k: lambda r: Load(rows, (r, k), F32), b, tile)
 
     def _results(self, q: Stage, v: Stage, down: DimLike, across: DimLike) -> None:
         nest, found, tile = self.nest, self.found, self.second

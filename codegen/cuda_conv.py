@@ -42,39 +42,42 @@ class Conv(Product):
             return Extents(self.outputs, self.positions, terms, sums_in(self.core), self.images * self.groups)
         return Extents(self.outputs, self.images * self.positions, terms, sums_in(self.core), self.groups)
 
-    def _image(self, batch: DimLike, column: DimLike) -> tuple[DimLike, DimLike, DimLike]:
-        """(group, image, position) of a column."""
-        ranges = self.nest.ranges
-        if self.pointwise:
-            return dims.mod(batch, self.groups, ranges), dims.floordiv(batch, self.groups, ranges), column
-        image, position = unravel(column, (self.images, self.positions), ranges)
-        return batch, image, position
+    def _group(self, batch: DimLike) -> DimLike:
+        return dims.mod(batch, self.groups, self.nest.ranges) if self.pointwise else batch
 
-    def left(self, batch: DimLike, row: DimLike, term: DimLike, guard: Expr | None) -> Expr:
+    def _image(self, batch: DimLike, image: DimLike) -> DimLike:
+        return dims.floordiv(batch, self.groups, self.nest.ranges) if self.pointwise else image
+
+    def column_place(self, column: DimLike) -> Shape:
+        """(image, positions...); a pointwise convolution's column is its position."""
+        if self.pointwise:
+            return (column,)
+        extents = (self.images, *self.spatial)
+        return self.named(unravel(column, extents, self.nest.ranges), extents)
+
+    def left(self, batch: DimLike, row: Shape, term: DimLike, guard: Expr | None) -> Expr:
         w = self.core.inputs[1]
-        group, _, _ = self._image(batch, 0)
-        return self.draft.inliner.flat(w, (group * self.outputs + row) * self.extents_terms(w.shape) + term, guard)
+        channel = self._group(batch) * self.outputs + row[0]
+        return self.draft.inliner.flat(w, channel * product(w.shape[1:]) + term, guard)
 
-    @staticmethod
-    def extents_terms(shape: Shape) -> DimLike:
-        """Terms of one output channel."""
-        return product(shape[1:])
-
-    def right(self, batch: DimLike, column: DimLike, term: DimLike, guard: Expr | None) -> Expr:
+    def right(self, batch: DimLike, column: Shape, term: DimLike, guard: Expr | None) -> Expr:
         x, w = self.core.inputs
-        group, image, position = self._image(batch, column)
+        first = self._group(batch) * w.shape[1]
         if self.pointwise:
-            channel = group * w.shape[1] + term
-            return self.draft.inliner.flat(x, (image * x.shape[1] + channel) * self.positions + position, guard)
+            start = (self._image(batch, 0) * x.shape[1] + first + term) * self.positions
+            return self.draft.inliner.flat(x, start + column[0], guard)
         channel, *taps = unravel(term, w.shape[1:], self.nest.ranges)
-        at = unravel(position, self.spatial, self.nest.ranges)
-        positions, inside = conv_taps(self.draft, self.core, x, at, tuple(taps))
+        positions, inside = conv_taps(self.draft, self.core, x, column[1:], tuple(taps))
         whole = self.draft.inliner.guarded(guard, inside)
-        return self.draft.element(x, (image, group * w.shape[1] + channel, *positions), whole)
+        return self.draft.element(x, (column[0], first + channel, *positions), whole)
 
     def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:
-        group, image, position = self._image(batch, column)
-        return (image, group * self.outputs + row, *unravel(position, self.spatial, self.nest.ranges))
+        ranges = self.nest.ranges
+        channel = self._group(batch) * self.outputs + row
+        if self.pointwise:
+            return (self._image(batch, 0), channel, *unravel(column, self.spatial, ranges))
+        image, *position = unravel(column, (self.images, *self.spatial), ranges)
+        return (image, channel, *position)
 
 
 @template("conv", "cuda")

@@ -31,20 +31,32 @@ class Dot(Product):
         terms, repeats = (dims.product(a.shape[k] for k in axes) for axes in (contract[0], batch[0]))
         return Extents(rows, columns, terms, sums_in(self.core), repeats)
 
-    def left(self, batch: DimLike, row: DimLike, term: DimLike, guard: Expr | None) -> Expr:
+    def row_place(self, row: DimLike) -> Shape:
+        return self._split(0, row)
+
+    def column_place(self, column: DimLike) -> Shape:
+        return self._split(1, column)
+
+    def _split(self, side: int, free: DimLike) -> Shape:
+        """A free position along the operand's axes, named."""
+        extents = [self.core.inputs[side].shape[k] for k in self.free[side]]
+        return self.named(unravel(free, extents, self.nest.ranges), extents)
+
+    def left(self, batch: DimLike, row: Shape, term: DimLike, guard: Expr | None) -> Expr:
         return self.draft.element(self.core.inputs[0], self._index(0, batch, row, term), guard)
 
-    def right(self, batch: DimLike, column: DimLike, term: DimLike, guard: Expr | None) -> Expr:
+    def right(self, batch: DimLike, column: Shape, term: DimLike, guard: Expr | None) -> Expr:
         return self.draft.element(self.core.inputs[1], self._index(1, batch, column, term), guard)
 
-    def _index(self, side: int, batch: DimLike, free: DimLike, term: DimLike) -> Shape:
-        """An operand's index from the three flat positions."""
+    def _index(self, side: int, batch: DimLike, free: Shape, term: DimLike) -> Shape:
+        """An operand's index from the flat positions of batch and term."""
         operand = self.core.inputs[side]
         index: list[DimLike] = [0] * operand.rank
-        parts = ((self.core.attrs["batch"][side], batch), (self.free[side], free), (self.core.attrs["contract"][side], term))
-        for axes, flat in parts:
+        for axes, flat in ((self.core.attrs["batch"][side], batch), (self.core.attrs["contract"][side], term)):
             for axis, i in zip(axes, unravel(flat, [operand.shape[k] for k in axes], self.nest.ranges), strict=True):
                 index[axis] = i
+        for axis, i in zip(self.free[side], free, strict=True):
+            index[axis] = i
         return tuple(index)
 
     def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:

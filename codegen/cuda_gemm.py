@@ -13,19 +13,21 @@ adds them in order before its epilogue. The order of every sum depends on the ex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from tcompile.codegen.cpu_epilogue import Epilogue, anchor
 from tcompile.codegen.cuda_block import ThreadBlock, thread_block
-from tcompile.codegen.cuda_stage import Side, Stage
+from tcompile.codegen.cuda_stage import Reader, Side, Stage
 from tcompile.codegen.cuda_tile import choose
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.lower_contraction import accumulation_type
-from tcompile.codegen.scalar import compare, const, op
+from tcompile.codegen.scalar import compare, const, index_value, op
 from tcompile.codegen.templates import Built
 from tcompile.ir import dims
-from tcompile.ir.dims import DimLike, Shape
+from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.dtypes import DType
 from tcompile.ir.graph import Node, TensorType, Value
 from tcompile.ir.loops import Barrier, CommitAsync, Expr, Load, LoopKind, Op, Space, WaitAsync
@@ -72,13 +74,28 @@ class Product:
     def _extents(self) -> Extents:
         raise NotImplementedError
 
-    def left(self, batch: DimLike, row: DimLike, term: DimLike, guard: Expr | None) -> Expr:
+    def row_place(self, row: DimLike) -> Shape:
+        """What ``left`` needs to know of a row."""
+        return (row,)
+
+    def column_place(self, column: DimLike) -> Shape:
+        """What ``right`` needs to know of a column."""
+        return (column,)
+
+    def left(self, batch: DimLike, row: Shape, term: DimLike, guard: Expr | None) -> Expr:
         """A[row, term], needed under a guard."""
         raise NotImplementedError
 
-    def right(self, batch: DimLike, column: DimLike, term: DimLike, guard: Expr | None) -> Expr:
+    def right(self, batch: DimLike, column: Shape, term: DimLike, guard: Expr | None) -> Expr:
         """B[term, column], needed under a guard."""
         raise NotImplementedError
+
+    def named(self, places: Shape, extents: Sequence[DimLike]) -> Shape:
+        """Indices as scalars, where there are several: none is taken apart again. A plain position stays an expression."""
+        if sum(i != 0 for i in places) < 2:
+            return places
+        pairs = zip(places, extents, strict=True)
+        return tuple(i if isinstance(i, int) else self.nest.let_index(index_value(i), Range(0, extent - 1)) for i, extent in pairs)
 
     def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:
         """The index of a result in the contraction's value."""
@@ -122,8 +139,8 @@ class Product:
         batch = block.named(batch, e.batch - 1)
         share = dims.ceildiv(dims.ceildiv(e.terms, self.parts), tile.terms) * tile.terms
         start = part * share
-        left = Side(lambda free, term, guard: self.left(batch, free, term, guard), row, e.rows, tile.rows)
-        right = Side(lambda free, term, guard: self.right(batch, free, term, guard), column, e.columns, tile.columns)
+        left = Side(partial(self.left, batch), row, e.rows, tile.rows, self.row_place)
+        right = Side(partial(self.right, batch), column, e.columns, tile.columns, self.column_place)
         stages = [Stage(block, side, tile, e.terms, STAGES) for side in (left, right)]
         acc = nest.alloc(e.dtype, (tile.thread_rows, tile.thread_columns), Space.REGISTER)
         with nest.loop(tile.thread_rows, LoopKind.UNROLLED) as r, nest.loop(tile.thread_columns, LoopKind.UNROLLED) as c:
@@ -139,7 +156,7 @@ class Product:
     def _sum(self, block: ThreadBlock, stages: list[Stage], acc: str, start: DimLike, turns: DimLike, at: list[DimLike]) -> None:
         nest, tile = self.nest, self.tile
         for ahead in range(STAGES - 1):
-            with nest.branch(compare("lt", ahead, turns)):
+            with self._where_below(ahead, turns):
                 for stage in stages:
                     stage.fill(ahead, start + ahead * tile.terms)
             nest.emit(CommitAsync())
@@ -155,18 +172,25 @@ class Product:
             with nest.loop(tile.terms // GROUP, LoopKind.UNROLLED) as group:
                 self._multiply(stages, acc, slot, group, at)
 
+    def _where_below(self, index: DimLike, extent: DimLike) -> AbstractContextManager[object]:
+        """Statements under index < extent, where that is not certain."""
+        certain = dims.nonnegative(extent - 1 - index, self.nest.ranges)
+        return nullcontext() if certain else self.nest.branch(compare("lt", index, extent))
+
     def _multiply(self, stages: list[Stage], acc: str, slot: DimLike, group: DimLike, at: list[DimLike]) -> None:
         nest, tile, dtype = self.nest, self.tile, self.extents.dtype
         a, b = (
             stage.fragment(slot, group * GROUP, place, count, dtype)
             for stage, place, count in zip(stages, at, (tile.thread_rows, tile.thread_columns), strict=True)
         )
-        with (
-            nest.loop(GROUP, LoopKind.UNROLLED) as k,
-            nest.loop(tile.thread_rows, LoopKind.UNROLLED) as r,
-            nest.loop(tile.thread_columns, LoopKind.UNROLLED) as c,
-        ):
-            total, x, y = Load(acc, (r, c), dtype), a(r, k), b(c, k)
+        with nest.loop(GROUP, LoopKind.UNROLLED) as k:
+            self._outer_product(acc, a(k), b(k))
+
+    def _outer_product(self, acc: str, a: Reader, b: Reader) -> None:
+        """acc[r, c] += a[r] * b[c]"""
+        nest, tile, dtype = self.nest, self.tile, self.extents.dtype
+        with nest.loop(tile.thread_rows, LoopKind.UNROLLED) as r, nest.loop(tile.thread_columns, LoopKind.UNROLLED) as c:
+            total, x, y = Load(acc, (r, c), dtype), a(r), b(c)
             value = Op("fma", (x, y, total), dtype) if dtype.is_float else op("add", total, op("mul", x, y))
             nest.store(acc, (r, c), value)
 

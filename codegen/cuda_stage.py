@@ -22,17 +22,37 @@ GROUP = 4
 _COPY_BYTES = (16, 8, 4)
 _PAD_BYTES = 16  # behind every row, so that neighbours in a column lie in different banks
 
-Element = Callable[[DimLike, DimLike, Expr | None], Expr]  # (free, term, guard)
+Element = Callable[[Shape, DimLike, Expr | None], Expr]  # (place on the free axes, term, guard)
 
 
 @dataclass(frozen=True)
 class Side:
-    """An operand: its elements, where the block's part starts along the free axis, that axis' extent, and the part's."""
+    """An operand: its elements, where the block's part starts along the free axis, that axis' extent, and the part's.
+
+    ``place`` takes a free position apart into what ``element`` needs of it, once for all terms.
+    """
 
     element: Element
     start: DimLike
     extent: DimLike
     size: int
+    place: Callable[[DimLike], Shape] = lambda free: (free,)
+
+
+Reader = Callable[[DimLike], Expr]  # the register of a thread's number-th row or column
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One copy of a thread: where in a stage, which row, which term of a stage; ``exists``: for this thread at all."""
+
+    outer: DimLike
+    along: DimLike
+    row: DimLike
+    term: DimLike
+    place: Shape
+    inside: Expr | None
+    exists: Expr | None
 
 
 class Stage:
@@ -45,6 +65,7 @@ class Stage:
         shape = (side.size, tile.terms + pad) if self.by_terms else (tile.terms, side.size + pad)
         self.shape: Shape = (stages, *shape)
         self.buffer = block.alloc(self.dtype, self.shape)
+        self.pieces = self._pieces()
 
     def _layout(self) -> tuple[DType, bool, int, bool]:
         """(dtype, whether terms are neighbours, elements of a copy, whether copies can be asynchronous)."""
@@ -52,7 +73,7 @@ class Stage:
         free, term = nest.fresh("q"), nest.fresh("q")
         nest.ranges[free], nest.ranges[term] = Range(0, self.side.extent - 1), Range(0, self.terms - 1)
         with nest.nested():
-            found = self.side.element(dims.symbol(free), dims.symbol(term), None)
+            found = self.side.element(self.side.place(dims.symbol(free)), dims.symbol(term), None)
         if not isinstance(found, Load):
             return found.dtype, False, 1, False
         (index,) = found.indices
@@ -71,34 +92,49 @@ class Stage:
 
     # Copies -------------------------------------------------------------------------------------------
 
+    def _pieces(self) -> list[_Piece]:
+        """This thread's copies, with what they have in common for all terms."""
+        side, tile, ranges = self.side, self.tile, self.nest.ranges
+        inner = (tile.terms if self.by_terms else side.size) // self.width
+        count = side.size * tile.terms // self.width
+        high = max(side.size, tile.terms) - 1
+        found = []
+        for first in range(0, count, tile.threads):
+            number = first + self.block.thread
+            outer = self.block.named(dims.floordiv(number, inner, ranges), high)
+            along = self.block.named(dims.mod(number, inner, ranges) * self.width, high)
+            free, term = (outer, along) if self.by_terms else (along, outer)
+            row = side.start + free
+            known = next((piece for piece in found if piece.row == row), None)
+            inside = known.inside if known else self._named(self._below(row, side.extent, side.size))
+            exists = None if first + tile.threads <= count else compare("lt", number, count)
+            found.append(_Piece(outer, along, row, term, known.place if known else side.place(row), inside, exists))
+        return found
+
+    def _named(self, cond: Expr | None) -> Expr | None:
+        return None if cond is None else self.nest.let(cond)
+
     def fill(self, slot: DimLike, first: DimLike, moved: DimLike = 0) -> None:
         """Copies the terms from ``first`` on, ``moved`` rows on along the free axis, into a stage. What is beyond the operand is 0."""
-        side, tile, width = self.side, self.tile, self.width
-        inner = (tile.terms if self.by_terms else side.size) // width
-        pieces = side.size * tile.terms // width
-        with self.nest.loop(-(-pieces // tile.threads), LoopKind.UNROLLED) as turn:
-            piece = turn * tile.threads + self.block.thread
-            if pieces % tile.threads:
-                with self.nest.branch(compare("lt", piece, pieces)):
-                    self._piece(slot, first, moved, piece, inner)
-            else:
-                self._piece(slot, first, moved, piece, inner)
+        for piece in self.pieces:
+            if piece.exists is None:
+                self._copy(slot, first, moved, piece)
+                continue
+            with self.nest.branch(piece.exists):
+                self._copy(slot, first, moved, piece)
 
-    def _piece(self, slot: DimLike, first: DimLike, moved: DimLike, piece: DimLike, inner: int) -> None:
-        nest, side, ranges = self.nest, self.side, self.nest.ranges
-        outer = self.block.named(dims.floordiv(piece, inner, ranges), max(side.size, self.tile.terms) - 1)
-        along = self.block.named(dims.mod(piece, inner, ranges) * self.width, max(side.size, self.tile.terms) - 1)
-        free, term = (outer, along) if self.by_terms else (along, outer)
-        place = (slot, outer, along)
-        row = side.start + moved + free
-        guard = both(self._below(row, side.extent, side.size), self._below(first + term, self.terms, self.tile.terms))
-        value = side.element(row, first + term, guard)
+    def _copy(self, slot: DimLike, first: DimLike, moved: DimLike, piece: _Piece) -> None:
+        side, place, inside = self.side, piece.place, piece.inside
+        if moved != 0:
+            place, inside = side.place(piece.row + moved), self._below(piece.row + moved, side.extent, side.size)
+        guard = both(inside, self._below(first + piece.term, self.terms, self.tile.terms))
+        value, target = side.element(place, first + piece.term, guard), (slot, piece.outer, piece.along)
         if self.is_copy and isinstance(value, Load):
-            nest.emit(CopyAsync(self.buffer, place, value.buffer, value.indices, self.width, value.mask))
+            self.nest.emit(CopyAsync(self.buffer, target, value.buffer, value.indices, self.width, value.mask))
             return
         if guard is not None and not isinstance(value, Load):
             value = select(guard, value, const(0, self.dtype))
-        nest.store(self.buffer, place, value)
+        self.nest.store(self.buffer, target, value)
 
     def _below(self, index: DimLike, extent: DimLike, step: int) -> Expr | None:
         return None if dims.mod(extent, step) == 0 else compare("lt", index, extent)
@@ -127,23 +163,24 @@ class Stage:
         with self.nest.loop(count // GROUP, LoopKind.UNROLLED) as group, self.nest.loop(GROUP, LoopKind.UNROLLED) as one:
             yield group * GROUP + one
 
-    def fragment(self, slot: DimLike, first: DimLike, thread: DimLike, count: int, dtype: DType) -> Callable[[DimLike, DimLike], Expr]:
-        """Loads a thread's part of GROUP terms into registers; returns (number, term) -> value."""
+    def fragment(self, slot: DimLike, first: DimLike, thread: DimLike, count: int, dtype: DType) -> Callable[[DimLike], Reader]:
+        """A thread's part of GROUP terms. The first call, with a term, loads into registers; its result gives the elements."""
+        if not self.by_terms:
+            return lambda term: self._row(slot, first + term, thread, count, dtype)
+        name = self.nest.alloc(dtype, (count, GROUP), Space.REGISTER)
+        with self.nest.loop(count, LoopKind.UNROLLED) as number, self.nest.loop(GROUP, LoopKind.VECTOR, GROUP) as lane:
+            place = (slot, self.owned(number, thread, count), first + lane)
+            self.nest.store(name, (number, lane), cast(Load(self.buffer, place, self.dtype), dtype))
+        return lambda term: lambda number: Load(name, (number, term), dtype)
+
+    def _row(self, slot: DimLike, term: DimLike, thread: DimLike, count: int, dtype: DType) -> Reader:
         nest = self.nest
-        if self.by_terms:
-            name = nest.alloc(dtype, (count, GROUP), Space.REGISTER)
-            with nest.loop(count, LoopKind.UNROLLED) as number, nest.loop(GROUP, LoopKind.VECTOR, GROUP) as lane:
-                place = (slot, self.owned(number, thread, count), first + lane)
-                nest.store(name, (number, lane), cast(Load(self.buffer, place, self.dtype), dtype))
-            return lambda number, term: Load(name, (number, term), dtype)
-        name = nest.alloc(dtype, (GROUP, count), Space.REGISTER)
-        with nest.loop(GROUP, LoopKind.UNROLLED) as term:
-            if self.grouped(count):
-                with nest.loop(count // GROUP, LoopKind.UNROLLED) as group, nest.loop(GROUP, LoopKind.VECTOR, GROUP) as lane:
-                    place = (slot, first + term, self.owned(group * GROUP + lane, thread, count, group=group))
-                    nest.store(name, (term, group * GROUP + lane), cast(Load(self.buffer, place, self.dtype), dtype))
-            else:
-                with nest.loop(count, LoopKind.UNROLLED) as number:
-                    place = (slot, first + term, self.owned(number, thread, count))
-                    nest.store(name, (term, number), cast(Load(self.buffer, place, self.dtype), dtype))
-        return lambda number, term: Load(name, (term, number), dtype)
+        name = nest.alloc(dtype, (count,), Space.REGISTER)
+        if self.grouped(count):
+            with nest.loop(count // GROUP, LoopKind.UNROLLED) as group, nest.loop(GROUP, LoopKind.VECTOR, GROUP) as lane:
+                place = (slot, term, self.owned(group * GROUP + lane, thread, count, group=group))
+                nest.store(name, (group * GROUP + lane,), cast(Load(self.buffer, place, self.dtype), dtype))
+        else:
+            with nest.loop(count, LoopKind.UNROLLED) as number:
+                nest.store(name, number, cast(Load(self.buffer, (slot, term, self.owned(number, thread, count)), self.dtype), dtype))
+        return lambda number: Load(name, (number,), dtype)
