@@ -55,17 +55,19 @@ def check_batch(batch: Batch, *, optimised: bool) -> None:
         got = compiled.run({name: scrambled(array, batch.rng) for name, array in inputs.items()})
         for check in batch.checks:
             try:
-                assert_close(got[check.output], expected[check.output], check.node, _operands(check.node, batch, inputs))
+                assert_close(got[check.output], expected[check.output], check.node, operands_of(check.node, batch, inputs))
             except AssertionError as error:
-                failures.append(f"{check.case.label} output {check.index} in run {run}, {optimised=}: {error}\n    {_shown(check.node)}")
+                failures.append(f"{check.case.label} output {check.index} in run {run}, {optimised=}: {error}\n    {shown(check.node)}")
     assert not failures, "\n".join([f"{len(failures)} of {RUNS * len(batch.checks)} differ", *failures[:8]])
 
 
-def _operands(node: Node, batch: Batch, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def operands_of(node: Node, batch: Batch, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The arrays that a node of a batch's graph reads, constants included."""
     constants = {made.output: made.attrs["value"] for made in batch.builder.nodes if made.op == "constant"}
     return [constants[value] if value in constants else inputs[value.name] for value in node.inputs]
 
 
-def _shown(node: Node) -> str:
+def shown(node: Node) -> str:
+    """A node in a line, for messages."""
     attrs = {name: value for name, value in node.attrs.items() if name != "value"}
     return f"{node.op}({', '.join(str(value.type) for value in node.inputs)}) {attrs}"

@@ -1,0 +1,90 @@
+"""Problems (``tests/problems``) as CUDA C under the shim.
+
+``python -m tests.cuda.problems [--seed S] [--op NAME] [--all]`` runs them all; without ``--all`` a few forms of every op and dtype.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import traceback
+
+from tcompile.codegen.cuda_build import build_cuda
+from tcompile.codegen.lower import lower
+from tcompile.compiled_cuda import CudaCompiled
+from tcompile.ir.graph import Graph
+from tcompile.ir.interpret import interpret
+from tcompile.ir.program_verify import verify_program
+from tcompile.ir.target import Target, named_target
+from tcompile.ir.verify import verify
+from tcompile.pipeline import optimise
+from tcompile.runtime import load
+from tests.cuda.shim_device import ShimDevice
+from tests.problems import PROBLEMS
+from tests.problems.compare import assert_close
+from tests.problems.compiled import operands_of, shown
+from tests.problems.problem import RUNS, Batch, Problem, batches, sample
+from tests.problems.values import scrambled
+
+CPU_ONLY = frozenset({"conv_winograd"})  # made by AssignLayouts where targets have channel blocks; it has templates only
+OPS = sorted(PROBLEMS.keys() - CPU_ONLY)
+TARGET = "cuda-sm90"
+
+
+def artifact_of(graph: Graph, target: Target, *, optimised: bool) -> bytes:
+    """The artifact of a graph, its kernels as text, with or without the passes before lowering."""
+    verify(graph)
+    program = lower(optimise(graph, target) if optimised else graph, target)
+    verify_program(program)
+    stream = io.BytesIO()
+    CudaCompiled(program, build_cuda(program, target, device_code=False), target).write(stream)
+    return stream.getvalue()
+
+
+def check_batch(batch: Batch, *, optimised: bool, target: str = TARGET) -> None:
+    """Raises AssertionError naming every case whose result under the shim is wrong in some run."""
+    graph = batch.graph()
+    compiled = load(artifact_of(graph, named_target(target), optimised=optimised), device=ShimDevice())
+    failures = []
+    for run in range(RUNS):
+        inputs = batch.inputs(run)
+        expected = interpret(graph, inputs)
+        got = compiled.run({name: scrambled(array, batch.rng) for name, array in inputs.items()})
+        for check in batch.checks:
+            try:
+                assert_close(got[check.output], expected[check.output], check.node, operands_of(check.node, batch, inputs))
+            except AssertionError as error:
+                failures.append(f"{check.case.label} output {check.index} in run {run}, {optimised=}: {error}\n    {shown(check.node)}")
+    assert not failures, "\n".join([f"{len(failures)} of {RUNS * len(batch.checks)} differ", *failures[:8]])
+
+
+def few(op: str, seed: int, most: int = 12) -> list[Problem]:
+    """Some forms of an op: at most ``most``, of as many dtypes as there are."""
+    found = sample(PROBLEMS[op], seed)
+    return found[seed % max(len(found) // most, 1) :: max(len(found) // most, 1)]
+
+
+def main() -> int:
+    """Prints what fails, with the seed that shows it; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--op", choices=OPS, action="append")
+    parser.add_argument("--all", action="store_true")
+    arguments = parser.parse_args()
+    failures = 0
+    for op in arguments.op or OPS:
+        for batch in batches(PROBLEMS[op] if arguments.all else few(op, arguments.seed), arguments.seed):
+            for optimised in (False,) if op == "fused" else (False, True):
+                try:
+                    check_batch(batch, optimised=optimised)
+                except Exception:
+                    print(f"--seed {arguments.seed} --op {op} {optimised=}:\n{traceback.format_exc()[-3000:]}", flush=True)
+                    failures += 1
+        print(op, flush=True)
+    print(f"{failures} batches failed")
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
