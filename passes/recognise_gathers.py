@@ -26,9 +26,9 @@ SMALL_TABLE = 1 << 16  # elements: a table that an elementwise function may be a
 def one_hot_product(node: Node, context: Context) -> Patch | None:
     """one_hot(i) . w == w[i], or 0 where i is not a row: exact for a finite w (a sum that starts from 0.0 has no -0.0)."""
     hot, w = node.inputs
-    (contract, (axis, *more)), (batch, _) = node.attrs["contract"], node.attrs["batch"]
+    (contract, axes), (batch, _) = node.attrs["contract"], node.attrs["batch"]
     array = context.constant(w)
-    if array is None or batch or more or contract != (hot.rank - 1,) or not node.attrs["dtype"] == w.dtype == hot.dtype:
+    if array is None or batch or len(axes) != 1 or contract != (hot.rank - 1,) or not node.attrs["dtype"] == w.dtype == hot.dtype:
         return None
     if not w.dtype.is_float or not np.isfinite(array.astype(np.float64)).all():
         return None
@@ -36,6 +36,7 @@ def one_hot_product(node: Node, context: Context) -> Patch | None:
     rows = _hot_positions(hot, context, b)
     if rows is None:
         return None
+    (axis,) = axes
     depth = array.shape[axis]
     table = np.moveaxis(array, axis, 0) + array.dtype.type(0)
     table = np.concatenate([table, np.zeros((1, *table.shape[1:]), table.dtype)])
