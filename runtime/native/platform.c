@@ -84,24 +84,16 @@ void tc_wake(atomic_uint *word, int sleepers) {
     WakeByAddressAll((PVOID)word);
 }
 
-struct start {
-    void (*body)(void *);
-    void *argument;
-};
-
 static DWORD WINAPI run_thread(LPVOID raw) {
-    struct start start = *(struct start *)raw;
-    free(raw);
-    start.body(start.argument);
+    tc_thread *thread = raw;
+    thread->body(thread->argument);
     return 0;
 }
 
 int tc_thread_start(tc_thread *thread, void (*body)(void *), void *argument) {
-    struct start *start = malloc(sizeof *start);
-    if (start == NULL) return -1;
-    *start = (struct start){body, argument};
-    HANDLE handle = CreateThread(NULL, 0, run_thread, start, 0, NULL);
-    if (handle == NULL) free(start);
+    thread->body = body;
+    thread->argument = argument;
+    HANDLE handle = CreateThread(NULL, 0, run_thread, thread, 0, NULL);
     thread->handle = (uint64_t)(uintptr_t)handle;
     return handle == NULL ? -1 : 0;
 }
@@ -193,28 +185,18 @@ unsigned tc_fork_generation(void) {
     return atomic_load(&fork_generation);
 }
 
-struct start {
-    void (*body)(void *);
-    void *argument;
-};
-
 static void *run_thread(void *raw) {
-    struct start start = *(struct start *)raw;
-    free(raw);
-    start.body(start.argument);
+    tc_thread *thread = raw;
+    thread->body(thread->argument);
     return NULL;
 }
 
 int tc_thread_start(tc_thread *thread, void (*body)(void *), void *argument) {
-    struct start *start = malloc(sizeof *start);
-    if (start == NULL) return -1;
-    *start = (struct start){body, argument};
     pthread_t handle;
-    int failed = pthread_create(&handle, NULL, run_thread, start);
-    if (failed)
-        free(start);
-    else
-        memcpy(&thread->handle, &handle, sizeof handle);
+    thread->body = body;
+    thread->argument = argument;
+    int failed = pthread_create(&handle, NULL, run_thread, thread);
+    if (!failed) memcpy(&thread->handle, &handle, sizeof handle);
     _Static_assert(sizeof handle <= sizeof thread->handle, "a thread handle fits");
     return failed;
 }

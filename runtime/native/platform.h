@@ -33,8 +33,10 @@ void tc_float_leave(uint64_t state);
 
 typedef struct tc_thread {
     uint64_t handle;
+    void (*body)(void *);
+    void *argument;
 } tc_thread;
-/* Returns 0 on success. */
+/* Returns 0 on success; then *thread stays where it is until it is joined. */
 int tc_thread_start(tc_thread *thread, void (*body)(void *), void *argument);
 void tc_thread_join(tc_thread *thread);
 
