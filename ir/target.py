@@ -24,7 +24,8 @@ class Target:
     in a register each, where others multiply by them from memory.
     ``fma_ports`` vector FMAs start each cycle and take ``fma_latency`` cycles, while ``load_ports`` loads do. Cache sizes
     are bytes a core may count on. ``host_ops`` says that Python runs the models there, and so can run operators on strings.
-    ``channel_block`` is how many channels lie together in the layout of convolutions; 0: the graph keeps ONNX's layouts.
+    ``channel_block`` is how many channels lie together in the layout of convolutions: few, since a layer pays for lanes that are
+    no channel, but a whole register; 0: the graph keeps ONNX's layouts.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Target:
     l2_bytes: int = 512 << 10
     l3_bytes: int = 4 << 20
     host_ops: bool = True
-    channel_block: int = 16
+    channel_block: int = 8
 
     @property
     def arch(self) -> str:
@@ -114,7 +115,18 @@ def _gpu(sm: int, shared: int, shared_per_sm: int, threads: int, sms: int, bandw
 
 _NAMED = (
     Target("x86-64-v3", "x86_64-unknown-linux-gnu", "x86-64-v3", (), 32, 16, mask_bytes=(4, 8), half=True),
-    Target("x86-64-v4", "x86_64-unknown-linux-gnu", "x86-64-v4", (), 64, 32, mask_bytes=(1, 2, 4, 8), half=True, l2_bytes=1 << 20),
+    Target(
+        "x86-64-v4",
+        "x86_64-unknown-linux-gnu",
+        "x86-64-v4",
+        (),
+        64,
+        32,
+        mask_bytes=(1, 2, 4, 8),
+        half=True,
+        l2_bytes=1 << 20,
+        channel_block=16,
+    ),
     Target(
         "aarch64-linux",
         "aarch64-unknown-linux-gnu",

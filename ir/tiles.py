@@ -47,11 +47,9 @@ def lanes(target: Target, dtype: DType) -> int:
 
 
 def channel_block(target: Target, dtypes: Iterable[DType]) -> int:
-    """Channels of a block of activations: one register of f32, so that a layer pays for few lanes that are no channel.
-
-    Half a register of bytes more where convolutions of ``dtypes`` have integers: 16, what their dot products take.
-    """
-    return 16 if any(not dtype.is_float for dtype in dtypes) else max(target.float_lanes, 8)
+    """Channels of a block of activations where convolutions have factors of ``dtypes``: the target's, or what dot products of
+    integers take."""
+    return 16 if any(not dtype.is_float for dtype in dtypes) else target.channel_block
 
 
 def fits(target: Target, rows: int, vectors: int, broadcasts: int = 1) -> bool:
