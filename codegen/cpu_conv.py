@@ -19,10 +19,9 @@ from functools import partial
 from tcompile.codegen.access import ravel, unravel
 from tcompile.codegen.cpu_epilogue import Epilogue, anchor, store_tile
 from tcompile.codegen.cpu_split import split_task
-from tcompile.codegen.cpu_tile import micro_kernel
+from tcompile.codegen.cpu_tile import Accumulator, micro_kernel
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare, index_value
-from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.graph import Node
@@ -114,10 +113,14 @@ class DirectConv:
         tiles = dims.floordiv(self.columns, self.tile.rows, self.nest.ranges)
         # what is cut into chunks: rows, or the tiles of the only row
         units = dims.maximum(tiles, 1, self.nest.ranges) if self.flat else self.rows
-        per_chunk = self._per_chunk(units, bundles)
+        near = self._near(units, bundles)
+        per_chunk = self._per_chunk(units, bundles) if near is None else near
         chunks = dims.ceildiv(units, per_chunk, self.nest.ranges)
         with self.nest.loop(self.images * bundles * chunks, LoopKind.PARALLEL) as task:
-            image, bundle, chunk = split_task(self.nest, task, (self.images, bundles, chunks))
+            if near is None:
+                image, bundle, chunk = split_task(self.nest, task, (self.images, bundles, chunks))
+            else:
+                image, chunk, bundle = split_task(self.nest, task, (self.images, chunks, bundles))
             first = chunk * per_chunk
             run = partial(self._run, image, bundle, first, tiles, per_chunk, chunks, chunk)
             self._by_blocks(bundle, bundles, run)
@@ -132,6 +135,16 @@ class DirectConv:
             count = dims.minimum(self.wide, self.blocks - first, self.nest.ranges)
             with self.nest.loop(count) as part:
                 self.epilogue.store_border(image, first + part)
+
+    def _near(self, units: DimLike, bundles: int) -> int | None:
+        """Units of a chunk whose inputs stay in the L2 cache for all bundles; None where one bundle for all chunks reads less."""
+        image, weights = dims.product(self.x.shape[1:]), dims.product(self.w.shape)
+        cache = self.target.l2_bytes // self.x.dtype.bytes
+        if not isinstance(image, int) or not isinstance(units, int) or self.groups > 1 or image <= cache // 2:
+            return None
+        per_chunk = max(units * cache // 4 // image, 1)
+        again = weights * -(-units // per_chunk) if weights > cache // 2 else weights
+        return per_chunk if again < bundles * image else None
 
     def _per_chunk(self, units: DimLike, bundles: int) -> int:
         images = self.images if isinstance(self.images, int) else 1
@@ -194,6 +207,25 @@ class DirectConv:
             size //= 2
 
     def _tile(self, image: DimLike, block: DimLike, blocks: int, height: int, row: Shape, start: DimLike) -> None:
+        acc = self._sum(image, block, blocks, height, row, start)
+
+        def place(column: DimLike, part: DimLike, lane: DimLike) -> Shape:
+            position = unravel(start + column, self.spatial, self.nest.ranges) if self.flat else (*row, start + column)
+            return (image, block + part, *position, lane)
+
+        store_tile(self.epilogue, acc, place, self.block)
+
+    def _sum(
+        self,
+        image: DimLike,
+        block: DimLike,
+        blocks: int,
+        height: int,
+        row: Shape,
+        start: DimLike,
+        initial: Callable[[int, int, DimLike], Expr] | None = None,
+    ) -> Accumulator:
+        """The sums of a tile over ``_terms``: ``height`` columns of a row from ``start``, ``blocks`` output blocks from ``block``."""
         per_block = self.block // self.tile.lanes
         tile = Tile(height, blocks * per_block, self.tile.lanes)
         group = 0 if self.groups == 1 else dims.floordiv(block, self._group_blocks(), self.nest.ranges)
@@ -204,20 +236,15 @@ class DirectConv:
             part, offset = divmod(vector, per_block)
             return self.weight(block + part, offset * tile.lanes + lane, tap)
 
-        acc = micro_kernel(
+        return micro_kernel(
             self.nest,
             tile,
             self.dtype,
             terms=self._terms,
             a=lambda column, tap: self.load(image, group, (*row, start + column), tap),
             b=weight,
+            initial=initial,
         )
-
-        def place(column: DimLike, part: DimLike, lane: DimLike) -> Shape:
-            position = unravel(start + column, self.spatial, self.nest.ranges) if self.flat else (*row, start + column)
-            return (image, block + part, *position, lane)
-
-        store_tile(self.epilogue, acc, place, self.block)
 
     @contextmanager
     def _terms(self) -> Iterator[Shape]:
@@ -266,19 +293,3 @@ class StemConv(DirectConv):
 
     def weight(self, block: DimLike, lane: DimLike, tap: Shape) -> Expr:
         return Load(self.draft.read(self.w), (ravel((block, *tap, lane), self.w.shape),), self.w.dtype)
-
-
-_KINDS: dict[str, type[DirectConv]] = {"conv_blocked": BlockedConv, "conv_stem": StemConv}
-
-
-@template("conv_blocked")
-@template("conv_stem")
-@template("fused.conv")
-def direct_conv(node: Node, scope: Scope, target: Target) -> list[Built] | None:
-    """The kernel of a blocked convolution, alone or with its epilogue; None for other convolutions."""
-    core = anchor(node)
-    if core is None or core.op not in _KINDS:
-        return None
-    draft = _KINDS[core.op](node, scope, target, "conv").write()
-    draft.tags["template"] = "conv"
-    return [Built(*draft.finish())]

@@ -31,6 +31,9 @@ class DepthwiseConv(DirectConv):
         self.kernel = self.w.shape[1:-1]
         self.taps = self.kernel
 
+    def _near(self, units: DimLike, bundles: int) -> None:
+        """No bundle reads what another does."""
+
     def _pointwise(self) -> bool:
         return False
 

@@ -40,15 +40,16 @@ def micro_kernel(
     terms: Callable[[], AbstractContextManager],
     a: Callable[[int, object], Expr],
     b: Callable[[int, DimLike, object], Expr],
+    initial: Callable[[int, int, DimLike], Expr] | None = None,
 ) -> Accumulator:
     """Runs the tile over all terms. ``terms`` opens the loops over terms and yields what names one; ``a(row, term)`` is a
-    scalar and ``b(vector, lane, term)`` a weight."""
+    scalar, ``b(vector, lane, term)`` a weight and ``initial(row, vector, lane)`` what the sum starts from, else 0."""
     buffer = nest.alloc(dtype, (tile.rows, tile.vectors, tile.lanes), Space.REGISTER)
     acc = Accumulator(buffer, tile, dtype)
     with nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
         for row in range(tile.rows):
             for vector in range(tile.vectors):
-                nest.store(buffer, (row, vector, lane), const(0, dtype))
+                nest.store(buffer, (row, vector, lane), const(0, dtype) if initial is None else initial(row, vector, lane))
     with terms() as term:
         scalars = [nest.let(cast(a(row, term), dtype), "a") for row in range(tile.rows)]
         with nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:

@@ -138,6 +138,13 @@ def side_by_side(target: Target, rows: int, vectors: int) -> int:
     return max((streams for streams in range(1, _MOST_STREAMS + 1) if held(streams)), default=1)
 
 
+def conv_pass(target: Target, blocks: int, terms: int, columns: int) -> int:
+    """How many of ``blocks`` input blocks, of ``terms`` terms each, to sum over at a time: the weights of ``columns`` output
+    channels should fill half of the L1 cache."""
+    most = max(target.l1_bytes // 2 // (terms * columns * 4), 1)
+    return -(-blocks // -(-blocks // most))
+
+
 def winograd_block(
     target: Target, form: Winograd, tiles: DimLike, inputs: int, outputs: int, per_block: int, lane_count: int
 ) -> tuple[Tile, int]:

@@ -11,6 +11,7 @@ from tcompile.codegen import cpu_templates, templates
 from tcompile.codegen.draft import Scope
 from tcompile.ir.graph import Graph, Node, Value
 from tcompile.ir.interpret import bind_symbols, interpret
+from tcompile.ir.loops import Kernel
 from tcompile.ir.loops_interpret import run_kernel
 from tcompile.ir.opspec import concrete
 from tcompile.ir.target import Target, named_target, native_target
@@ -21,6 +22,7 @@ from tests.codegen.native import run_native
 
 assert cpu_templates.ALL  # registered by being imported
 SCALARS = ("constant", "dim")
+SKIPPED = ("constant", "reshape")  # that are no kernels
 
 
 def check_template(graph: Graph, arrays: Mapping[str, np.ndarray], target: str | None = None, rtol: float = 1e-5) -> list[str]:
@@ -45,6 +47,13 @@ def check_template(graph: Graph, arrays: Mapping[str, np.ndarray], target: str |
     return names
 
 
+def kernels_of(graph: Graph) -> list[Kernel]:
+    """The kernels that templates build for a graph on this machine."""
+    machine = native_target()
+    fused = Fuse(machine).apply(graph)
+    return [built.kernel for node in fused.nodes if node.op not in SKIPPED for built in _kernels(node, fused, machine)]
+
+
 def _scope(graph: Graph) -> Scope:
     return Scope(graph.symbols, {v: node for node in graph.nodes if node.op in SCALARS for v in node.outputs if v.type.size == 1})
 
@@ -53,7 +62,7 @@ def _names(graph: Graph, target: Target) -> list[str]:
     """The templates that take the nodes of a graph."""
     names = []
     for node in graph.nodes:
-        if node.op not in ("constant", "reshape"):
+        if node.op not in SKIPPED:
             names += [built.kernel.tags["template"] for built in _kernels(node, graph, target)]
     return names
 

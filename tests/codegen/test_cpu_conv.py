@@ -7,7 +7,7 @@ from tcompile.ir import dims
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
 from tcompile.ir.dtypes import F32, I8, I32, U8
-from tests.codegen.template_runs import check_template
+from tests.codegen.template_runs import check_template, kernels_of
 
 RNG = np.random.default_rng(0)
 
@@ -115,3 +115,47 @@ def test_border_of_unknown_size():
     y = blocked(b, x, normal(2, 1, 1, 1, 16, 16))
     y = b.emit("pad", y, b.constant(0.0, F32), low=(0, 0, 1, 2, 0), high=(0, 0, 1, 1, 0), mode="constant")
     assert check_template(b.graph([y], ["y"]), {"x": normal(2, 1, 4, 9, 16)}) == ["conv"]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "spatial", "kernel", "strides", "pad"),
+    [
+        (70, 7, (9, 15), (1, 1), (1, 1), 0),  # flat positions with a rest, bundles with a narrower one
+        (70, 2, (3, 2), (1, 1), (1, 1), 1),  # fewer positions than a chunk, and a border
+        (64, 30, (7, 7), (1, 1), (1, 1), 0),  # several groups of bundles
+        (70, 5, (17, 11), (1, 1), (2, 2), 0),  # rows
+        (40, 4, (12, 13), (3, 3), (2, 1), 1),
+        (90, 3, (40,), (5,), (1,), 0),
+    ],
+)
+def test_passes_over_many_channels(inputs, outputs, spatial, kernel, strides, pad, batch):
+    b = Builder()
+    x = b.input("x", F32, (batch, inputs, *spatial, 8))
+    y = blocked(b, x, normal(outputs, inputs, *kernel, 8, 8), strides)
+    bias = b.emit("broadcast", b.constant(normal(outputs, 8)), shape=y.shape, axes=(1, y.rank - 1))
+    y = b.map("max", b.map("add", y, bias), b.scalar_like(0.25, y))
+    if pad:
+        border = (0, 0, *(pad,) * len(spatial), 0)
+        y = b.emit("pad", y, b.constant(0.5, F32), low=border, high=border, mode="constant")
+    graph = b.graph([y], ["y"])
+    assert check_template(graph, {"x": normal(*x.shape)}) == ["conv"]
+    assert any("passes" in kernel.tags for kernel in kernels_of(graph))
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_passes_of_an_unknown_batch_and_height(n):
+    b = Builder()
+    b.symbols.update(n=Range(0, None), h=Range(1, None))
+    x = b.input("x", F32, (dims.symbol("n"), 40, dims.symbol("h"), 10, 8))
+    y = blocked(b, x, normal(2, 40, 3, 3, 8, 8)) if n != 1 else blocked(b, x, normal(2, 40, 1, 3, 8, 8))
+    graph = b.graph([y], ["y"])
+    assert check_template(graph, {"x": normal(n, 40, 3 + 2 * n, 10, 8)}) == ["conv"]
+    assert any("passes" in kernel.tags for kernel in kernels_of(graph))
+
+
+def test_a_large_image_goes_chunk_by_chunk():
+    b = Builder()
+    x = b.input("x", F32, (1, 6, 61, 63, 8))
+    y = blocked(b, x, normal(7, 6, 1, 1, 8, 8))
+    assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}) == ["conv"]
