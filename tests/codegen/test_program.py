@@ -22,7 +22,7 @@ from tcompile.ir.program_verify import verify_program
 from tcompile.runtime.executable import Executable
 from tests.codegen.lowering import TARGET
 from tests.codegen.native import artifact, run_native
-from tests.cuda.compiled import on_loops
+from tests.cuda.loops import on_loops
 
 N = dims.symbol("n")
 

@@ -19,7 +19,7 @@ from tcompile.ir.loops_evaluate import compile_dim
 from tcompile.runtime.cuda_expressions import read_expression
 from tcompile.runtime.cuda_plan import read_cuda_plan
 from tcompile.runtime.loader import Archive
-from tests.cuda.compiled import artifact_of
+from tests.cuda.loops import artifact_of
 
 N = dims.symbol("n")
 

@@ -14,8 +14,8 @@ from tcompile.ir.dims import Range
 from tcompile.ir.interpret import interpret
 from tcompile.runtime import load
 from tcompile.runtime.cuda_arrays import DeviceArray
-from tests.cuda.compiled import artifact_of, on_loops
 from tests.cuda.loop_device import LoopDevice
+from tests.cuda.loops import artifact_of, on_loops
 
 N = dims.symbol("n")
 
