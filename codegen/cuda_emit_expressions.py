@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from tcompile.codegen import cuda_emit_casts as casts
 from tcompile.codegen.cuda_emit_index import Names, Text, alignment
 from tcompile.codegen.cuda_emit_ops import OPS, REPEATS, has
-from tcompile.codegen.cuda_emit_types import bits_type, c_name, c_type, is_narrow, literal
+from tcompile.codegen.cuda_emit_types import bits_type, c_name, c_type, is_narrow, is_sub_byte, literal
 from tcompile.errors import InvalidModelError, UnsupportedError
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Shape
@@ -245,6 +245,11 @@ class Expressions:
         return found
 
     def load(self, expr: Load, mask: Texts | None) -> Texts:
+        """The elements; sub-byte integers are brought to their range: the upper bits of a stored byte are 0."""
+        texts = self.loaded(expr, mask)
+        return tuple(casts.wrapped(text, expr.dtype) for text in texts) if is_sub_byte(expr.dtype) else texts
+
+    def loaded(self, expr: Load, mask: Texts | None) -> Texts:
         buffer = self.buffer(expr.buffer)
         mask = self.guarded(buffer, mask)
         if mask is None or len(mask) == 1:

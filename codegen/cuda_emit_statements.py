@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from tcompile.codegen.cuda_emit_expressions import Buffer, Expressions, Lanes, Texts
 from tcompile.codegen.cuda_emit_index import Text
-from tcompile.codegen.cuda_emit_types import c_name, c_type
+from tcompile.codegen.cuda_emit_types import c_name, c_type, is_sub_byte
 from tcompile.errors import InvalidModelError, UnsupportedError
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range
@@ -142,6 +142,8 @@ class Statements(Expressions):
         buffer = self.buffer(stmt.buffer)
         mask = None if stmt.mask is None else self.value(stmt.mask)
         value = self.value(stmt.value)
+        if is_sub_byte(buffer.dtype):
+            value = tuple(f"({c_type(buffer.dtype)})({text} & {(1 << buffer.dtype.bits) - 1})" for text in value)
         mask = self.guarded(buffer, mask)
         if mask is None or len(mask) == 1:
             chunk, flat = self.chunk(buffer, stmt.indices)

@@ -29,6 +29,11 @@ def is_narrow(dtype: DType) -> bool:
     return dtype.is_float and dtype.bits < 32
 
 
+def is_sub_byte(dtype: DType) -> bool:
+    """Whether a dtype is an integer narrower than its storage."""
+    return dtype.is_integer and dtype.bits < 8
+
+
 def c_type(dtype: DType) -> str:
     """The C type of values of a dtype, in registers and in memory."""
     if dtype == BOOL:
