@@ -31,7 +31,7 @@ from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import Tile, lanes, winograd_block
-from tcompile.ir.winograd import BY_KERNEL
+from tcompile.ir.winograd import form_of
 
 GROUP_CHANNELS = 64  # outputs of one pass over V
 MIN_TASKS = 4  # below that, tasks also share the output blocks and repeat the input transform
@@ -48,7 +48,7 @@ class WinogradConv:
         self.nest = self.draft.nest
         self.epilogue = Epilogue(self.draft, node, self.core)
         self.x, self.u = self.core.inputs
-        self.form = BY_KERNEL[self.core.attrs["kernel"]]
+        self.form = form_of(self.core.attrs["kernel"], self.x.type.rank - 3)
         self.images, self.outputs, *self.size, self.block = self.core.output.shape
         self.inputs = self.x.shape[1]
         self.dtype = self.core.attrs["dtype"].compute
@@ -62,8 +62,8 @@ class WinogradConv:
         group = max(GROUP_CHANNELS // (self.wide * self.block), 1) * self.wide
         self.group = min(group, self.outputs)
         self.shares = self._shares()
-        self.draft.flops = 2 * self.core.output.type.size * self.form.kernel**2 * self.inputs * self.block
-        name = f"{self.form.outputs}x{self.form.outputs}"
+        self.draft.flops = 2 * self.core.output.type.size * self.form.kernel**self.form.axes * self.inputs * self.block
+        name = "x".join([str(self.form.outputs)] * self.form.axes)
         self.draft.tags["tile"] = f"{self.together} x {name}, {self.tile.rows}x{self.tile.vectors}x{self.lanes}"
 
     def _shares(self) -> int:

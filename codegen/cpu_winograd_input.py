@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tcompile.codegen.cpu_winograd_tiles import Planes, Square, along_row, down_columns, linear
+from tcompile.codegen.cpu_winograd_tiles import Patch, Planes, along_row, down_columns, linear
 from tcompile.codegen.scalar import both, compare, const, index_value
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Shape
@@ -28,26 +28,34 @@ def transform_input(conv: WinogradConv, image: DimLike, first: DimLike, count: D
         with nest.loop(conv.per_block) as part:
             start = part * conv.lanes
 
-            def element(row: DimLike, column: DimLike, lane: DimLike) -> Expr:
-                return conv.draft.element(conv.x, (image, block, corner[0] + row * steps[0], corner[1] + column * steps[1], start + lane))
+            def element(*place: DimLike) -> Expr:
+                *tap, lane = place
+                position = [at + k * step for at, k, step in zip(corner, tap, steps, strict=True)]
+                return conv.draft.element(conv.x, (image, block, *position, start + lane))
 
             inside = _whole(conv, corner)
             if inside is None:
-                _both_passes(conv, v, block, tile, start, element)
+                _transform(conv, v, block, tile, start, element)
             else:
                 with nest.branch(inside):
-                    _both_passes(conv, v, block, tile, start, element)
+                    _transform(conv, v, block, tile, start, element)
                 with nest.otherwise():
                     patch = _patch(conv, corner, size, element)
-                    _both_passes(conv, v, block, tile, start, patch.load)
+                    _transform(conv, v, block, tile, start, patch.load)
 
 
-def _both_passes(conv: WinogradConv, v: Planes, block: DimLike, tile: DimLike, start: DimLike, source) -> None:
+def _transform(conv: WinogradConv, v: Planes, block: DimLike, tile: DimLike, start: DimLike, source) -> None:
     nest, size = conv.nest, conv.form.inputs
 
     def formula(d: Sequence[Expr]) -> list[Expr]:
         return input_values(conv, d)
 
+    if conv.form.axes == 1:
+        with nest.loop(conv.lanes, LoopKind.VECTOR, conv.lanes) as lane:
+            loaded = [nest.let(source(k, lane), "d") for k in range(size)]
+            for k, value in enumerate(formula(loaded)):
+                v.store(k, block, tile, start + lane, value)
+        return
     between = down_columns(nest, formula, size, size, conv.lanes, conv.dtype, source)
     with nest.loop(size) as row, nest.loop(conv.lanes, LoopKind.VECTOR, conv.lanes) as lane:
         for column, value in enumerate(along_row(nest, formula, between, row, lane)):
@@ -57,7 +65,7 @@ def _both_passes(conv: WinogradConv, v: Planes, block: DimLike, tile: DimLike, s
 def _whole(conv: WinogradConv, corner: Shape) -> Expr | None:
     """Whether no input of a tile is outside; None where that is certain."""
     cond: Expr | None = None
-    for at, extent, step in zip(corner, conv.x.shape[2:4], conv.core.attrs["dilation"], strict=True):
+    for at, extent, step in zip(corner, conv.x.shape[2:-1], conv.core.attrs["dilation"], strict=True):
         last = at + (conv.form.inputs - 1) * step
         for place in (at, extent - 1 - last):
             if not dims.nonnegative(place, conv.nest.ranges):
@@ -65,16 +73,16 @@ def _whole(conv: WinogradConv, corner: Shape) -> Expr | None:
     return cond
 
 
-def _patch(conv: WinogradConv, corner: Shape, size: int, element) -> Square:
+def _patch(conv: WinogradConv, corner: Shape, size: int, element) -> Patch:
     """The tile with zeros for what is outside of the input."""
     nest, lanes = conv.nest, conv.lanes
-    patch = Square(nest, conv.dtype, size, size, lanes)
-    with nest.loop(size) as row, nest.loop(size) as column, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
-        patch.store(row, column, lane, const(0, conv.dtype))
+    patch = Patch(nest, conv.dtype, (size,) * conv.form.axes, lanes)
+    with nest.loops(patch.shape) as place, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+        patch.store(*place, lane, const(0, conv.dtype))
     starts, counts = zip(*(_inside(conv, axis, at) for axis, at in enumerate(corner)), strict=True)
-    with nest.loops(counts) as (down, across), nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
-        row, column = starts[0] + down, starts[1] + across
-        patch.store(row, column, lane, element(row, column, lane))
+    with nest.loops(counts) as at, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+        place = tuple(start + i for start, i in zip(starts, at, strict=True))
+        patch.store(*place, lane, element(*place, lane))
     return patch
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tcompile.codegen.cpu_winograd_tiles import Planes, Square, along_row, down_columns, linear
-from tcompile.ir.dims import DimLike
+from tcompile.codegen.cpu_winograd_tiles import Patch, Planes, along_row, down_columns, linear
+from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.loops import Expr, LoopKind, Op
 
 if TYPE_CHECKING:
@@ -17,36 +17,62 @@ def transform_output(
     conv: WinogradConv, image: DimLike, m: Planes, first: DimLike, count: DimLike, lowest: DimLike, members: DimLike
 ) -> None:
     """Results of ``members`` output blocks from the ``lowest``, for ``count`` tiles from the ``first``."""
+    with conv.nest.loop(members) as member, conv.nest.loop(count) as tile:
+        origin = conv.tiles.origin(first + tile)
+        with conv.nest.loop(conv.per_block) as part:
+            write = _line if conv.form.axes == 1 else _square
+            write(conv, m, member, tile, origin, (image, lowest + member), part * conv.lanes)
+
+
+def _square(conv: WinogradConv, m: Planes, member: DimLike, tile: DimLike, origin: Shape, block: Shape, start: DimLike) -> None:
+    """The results of one vector of channels of a tile of two axes; ``block`` is the image and the output block."""
     nest, form, lanes = conv.nest, conv.form, conv.lanes
+    steps = conv.core.attrs["dilation"]
+    rows, columns = (conv.tiles.inside(axis, at) for axis, at in enumerate(origin))
 
     def formula(values: Sequence[Expr]) -> list[Expr]:
         return output_values(conv, values)
 
-    with nest.loop(members) as member, nest.loop(count) as tile:
-        origin = conv.tiles.origin(first + tile)
-        rows, columns = (conv.tiles.inside(axis, at) for axis, at in enumerate(origin))
-        with nest.loop(conv.per_block) as part:
-            start = part * lanes
+    def source(row: DimLike, column: DimLike, lane: DimLike) -> Expr:
+        return m.load(row * form.inputs + column, member, tile, start + lane)
 
-            def source(row: DimLike, column: DimLike, lane: DimLike) -> Expr:
-                return m.load(row * form.inputs + column, member, tile, start + lane)
+    def place(row: DimLike, column: DimLike, lane: DimLike) -> Shape:
+        return (*block, origin[0] + row * steps[0], origin[1] + column * steps[1], start + lane)
 
-            def place(row: DimLike, column: DimLike, lane: DimLike) -> tuple[DimLike, ...]:
-                steps = conv.core.attrs["dilation"]
-                return (image, lowest + member, origin[0] + row * steps[0], origin[1] + column * steps[1], start + lane)
+    between = down_columns(nest, formula, form.outputs, form.inputs, lanes, conv.dtype, source)
+    if conv.epilogue.small and isinstance(columns, int):
+        with nest.loop(rows) as row, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+            for column, value in enumerate(along_row(nest, formula, between, row, lane)[:columns]):
+                conv.epilogue.store(place(row, column, lane), value)
+    else:
+        y = Patch(nest, conv.dtype, (form.outputs,) * 2, lanes)
+        with nest.loop(form.outputs) as row, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+            for column, value in enumerate(along_row(nest, formula, between, row, lane)):
+                y.store(row, column, lane, value)
+        with nest.loops((rows, columns)) as (row, column), nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+            conv.epilogue.store(place(row, column, lane), y.load(row, column, lane))
 
-            between = down_columns(nest, formula, form.outputs, form.inputs, lanes, conv.dtype, source)
-            if conv.epilogue.small and isinstance(columns, int):
-                with nest.loop(rows) as row, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
-                    for column, value in enumerate(along_row(nest, formula, between, row, lane)[:columns]):
-                        conv.epilogue.store(place(row, column, lane), value)
+
+def _line(conv: WinogradConv, m: Planes, member: DimLike, tile: DimLike, origin: Shape, block: Shape, start: DimLike) -> None:
+    """The same of a tile of one axis."""
+    nest, form, lanes = conv.nest, conv.form, conv.lanes
+    (step,) = conv.core.attrs["dilation"]
+    count = conv.tiles.inside(0, origin[0])
+
+    def place(column: DimLike, lane: DimLike) -> Shape:
+        return (*block, origin[0] + column * step, start + lane)
+
+    y = None if isinstance(count, int) else Patch(nest, conv.dtype, (form.outputs,), lanes)
+    with nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+        values = [nest.let(m.load(k, member, tile, start + lane), "m") for k in range(form.inputs)]
+        for column, value in enumerate(output_values(conv, values)[: count if isinstance(count, int) else None]):
+            if y is None:
+                conv.epilogue.store(place(column, lane), value)
             else:
-                y = Square(nest, conv.dtype, form.outputs, form.outputs, lanes)
-                with nest.loop(form.outputs) as row, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
-                    for column, value in enumerate(along_row(nest, formula, between, row, lane)):
-                        y.store(row, column, lane, value)
-                with nest.loops((rows, columns)) as (row, column), nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
-                    conv.epilogue.store(place(row, column, lane), y.load(row, column, lane))
+                y.store(column, lane, value)
+    if y is not None:
+        with nest.loop(count) as column, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+            conv.epilogue.store(place(column, lane), y.load(column, lane))
 
 
 def output_values(conv: WinogradConv, m: Sequence[Expr]) -> list[Expr]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from tcompile.codegen.access import ravel
 from tcompile.codegen.cpu_split import split_task
 from tcompile.codegen.nest import Nest
 from tcompile.codegen.scalar import const
@@ -17,7 +18,7 @@ LINE_BYTES = 64
 
 
 class Tiles:
-    """The output tiles of an image: ``outputs`` x ``outputs`` positions, ``dilation`` apart.
+    """The output tiles of an image: ``outputs`` positions along each axis, ``dilation`` apart.
 
     Tiles of neighbouring phases stand side by side, so that consecutive ones share cache lines.
     """
@@ -32,11 +33,9 @@ class Tiles:
         self.count = dims.product(self.grid)
 
     def origin(self, tile: DimLike) -> Shape:
-        """The row and column of a tile's first output."""
-        down, row, across, column = split_task(self.nest, tile, self.grid)
-        return tuple(
-            at * self.outputs * step + phase for at, phase, step in ((down, row, self.dilation[0]), (across, column, self.dilation[1]))
-        )
+        """The position of a tile's first output."""
+        places = split_task(self.nest, tile, self.grid)
+        return tuple(at * self.outputs * step + phase for at, phase, step in zip(places[::2], places[1::2], self.dilation, strict=True))
 
     def inside(self, axis: int, origin: DimLike) -> DimLike:
         """How many of a tile's outputs along an axis are inside the output; an int where all always are."""
@@ -72,26 +71,29 @@ class Planes:
 Formula = Callable[[Sequence[Expr]], list[Expr]]
 
 
-class Square:
-    """A buffer of rows x columns vectors of ``lanes`` on the stack."""
+class Patch:
+    """A buffer of ``shape`` vectors of ``lanes`` on the stack, by their places."""
 
-    def __init__(self, nest: Nest, dtype: DType, rows: int, columns: int, lanes: int) -> None:
-        self.nest, self.dtype, self.columns, self.lanes = nest, dtype, columns, lanes
-        self.buffer = nest.alloc(dtype, (rows * columns * lanes,))
+    def __init__(self, nest: Nest, dtype: DType, shape: Shape, lanes: int) -> None:
+        self.nest, self.dtype, self.shape, self.lanes = nest, dtype, shape, lanes
+        self.buffer = nest.alloc(dtype, (dims.product(shape) * lanes,))
 
-    def load(self, row: DimLike, column: DimLike, lane: DimLike) -> Expr:
-        return Load(self.buffer, ((row * self.columns + column) * self.lanes + lane,), self.dtype)
+    def load(self, *place: DimLike) -> Expr:
+        """The element of a place and a lane."""
+        return Load(self.buffer, (ravel(place, (*self.shape, self.lanes)),), self.dtype)
 
-    def store(self, row: DimLike, column: DimLike, lane: DimLike, element: Expr) -> None:
-        self.nest.store(self.buffer, (row * self.columns + column) * self.lanes + lane, element)
+    def store(self, *place_and_element: DimLike | Expr) -> None:
+        """Sets the element of a place and a lane."""
+        *place, element = place_and_element
+        self.nest.store(self.buffer, ravel(place, (*self.shape, self.lanes)), element)
 
 
-def down_columns(nest: Nest, formula: Formula, results: int, size: int, lanes: int, dtype: DType, source: Callable) -> Square:
+def down_columns(nest: Nest, formula: Formula, results: int, size: int, lanes: int, dtype: DType, source: Callable) -> Patch:
     """Applies a formula of ``size`` values to each of ``size`` columns: the first half of a transform.
 
     ``source(row, column, lane)`` is an element of the tile.
     """
-    between = Square(nest, dtype, results, size, lanes)
+    between = Patch(nest, dtype, (results, size), lanes)
     with nest.loop(size) as column, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
         loaded = [nest.let(source(row, column, lane), "d") for row in range(size)]
         for row, value in enumerate(formula(loaded)):
@@ -99,9 +101,9 @@ def down_columns(nest: Nest, formula: Formula, results: int, size: int, lanes: i
     return between
 
 
-def along_row(nest: Nest, formula: Formula, between: Square, row: DimLike, lane: DimLike) -> list[Expr]:
+def along_row(nest: Nest, formula: Formula, between: Patch, row: DimLike, lane: DimLike) -> list[Expr]:
     """The formula of one row of what ``down_columns`` left: the second half."""
-    return formula([nest.let(between.load(row, column, lane), "d") for column in range(between.columns)])
+    return formula([nest.let(between.load(row, column, lane), "d") for column in range(between.shape[-1])])
 
 
 def linear(terms: Sequence[tuple[float, Expr]], dtype: DType) -> Expr:

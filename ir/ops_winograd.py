@@ -1,25 +1,27 @@
-"""The core op of a square convolution at stride 1 by Winograd's algorithm on blocked activations (``ir/winograd.py``)."""
+"""The core op of a convolution at stride 1, square or along one axis, by Winograd's algorithm (``ir/winograd.py``), in blocked form."""
 
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 
 from tcompile.ir.casts import convert
 from tcompile.ir.graph import TensorType
 from tcompile.ir.opspec import Arrays, Attrs, Env, OpSpec, RuleError, Tolerance, Types, concrete, differ, need, need_length, register
-from tcompile.ir.winograd import BY_KERNEL, Winograd
+from tcompile.ir.winograd import BY_KERNEL, Winograd, form_of
 
 
 def _infer(types: Types, attrs: Attrs, regions: object) -> Types:
     x, u = types
     need(attrs["kernel"] in BY_KERNEL, f"a kernel of {' or '.join(map(str, BY_KERNEL))} taps", attrs["kernel"])
-    values = BY_KERNEL[attrs["kernel"]].values
-    need(x.rank == 5 and u.rank == 5 and u.shape[0] == values, f"x [N, I/B, H, W, B] and u [{values}, O/B, I/B, Bi, Bo]", f"{x}, {u}")
+    need(x.rank in (4, 5), "x [N, I/B, H, W, B] or [N, I/B, W, B]", x)
+    values = form_of(attrs["kernel"], x.rank - 3).values
+    need(u.rank == 5 and u.shape[0] == values, f"u [{values}, O/B, I/B, Bi, Bo]", u)
     need(x.dtype == u.dtype == attrs["dtype"] and x.dtype.is_float, "floats of one type", f"{x.dtype}, {u.dtype}, {attrs['dtype']}")
     for name in ("size", "low", "dilation"):
-        need_length(name, attrs[name], 2)
+        need_length(name, attrs[name], x.rank - 3)
     need(min(attrs["dilation"]) >= 1 and min(attrs["low"]) >= 0, "dilations of at least 1, borders of at least 0", attrs)
     if differ(x.shape[1], u.shape[2]) or differ(x.shape[-1], u.shape[3]):
         raise RuleError(f"{u.shape[2]} blocks of {u.shape[3]} channels", x)
@@ -28,40 +30,46 @@ def _infer(types: Types, attrs: Attrs, regions: object) -> Types:
 
 def _evaluate(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
     x, u = (convert(array, attrs["dtype"].compute).astype(np.float64) for array in arrays)
-    size, form, dilation = concrete(attrs["size"], env), BY_KERNEL[attrs["kernel"]], attrs["dilation"]
+    size, form, dilation = concrete(attrs["size"], env), form_of(attrs["kernel"], x.ndim - 3), attrs["dilation"]
     out = np.zeros((x.shape[0], u.shape[1], *size, u.shape[4]))
     for phase in itertools.product(*map(range, dilation)):
-        part = out[:, :, phase[0] :: dilation[0], phase[1] :: dilation[1]]
-        tiles = [-(-extent // form.outputs) for extent in part.shape[2:4]]
+        part = out[:, :, *(slice(first, None, step) for first, step in zip(phase, dilation, strict=True))]
+        tiles = [-(-extent // form.outputs) for extent in part.shape[2:-1]]
         windows = _windows(x, form, [at - low for at, low in zip(phase, attrs["low"], strict=True)], dilation, tiles)
-        part[:] = _convolved(windows, u, form)[:, :, : part.shape[2], : part.shape[3]]
+        part[:] = _convolved(windows, u, form)[:, :, *map(slice, part.shape[2:-1])]
     return (convert(out, attrs["dtype"]),)
 
 
 def _windows(x: np.ndarray, form: Winograd, start: list[int], step: tuple[int, ...], tiles: list[int]) -> np.ndarray:
-    """The input tiles [N, I/B, down, across, B, n, n] of outputs whose first input is ``start``; zeros outside."""
-    for axis, first, stride, count in zip((2, 3), start, step, tiles, strict=True):
+    """The input tiles [N, I/B, down, across, B, n, n] (of one axis, [N, I/B, across, B, n]) of outputs whose first input is ``start``."""
+    for axis, (first, stride, count) in enumerate(zip(start, step, tiles, strict=True), 2):
         places = first + stride * (np.arange(count)[:, None] * form.outputs + np.arange(form.inputs)).ravel()
         inside = (places >= 0) & (places < x.shape[axis])
         taken = np.zeros((*x.shape[:axis], places.size, *x.shape[axis + 1 :]))
         index = (slice(None),) * axis
         taken[(*index, inside)] = x[(*index, places[inside])]
         x = taken
-    split = x.reshape(*x.shape[:2], tiles[0], form.inputs, tiles[1], form.inputs, x.shape[-1])
-    return split.transpose(0, 1, 2, 4, 6, 3, 5)
+    pairs = [extent for count in tiles for extent in (count, form.inputs)]
+    grid, inside = range(2, 2 + len(pairs), 2), range(3, 2 + len(pairs), 2)
+    return x.reshape(*x.shape[:2], *pairs, x.shape[-1]).transpose(0, 1, *grid, 2 + len(pairs), *inside)
 
 
 def _convolved(windows: np.ndarray, u: np.ndarray, form: Winograd) -> np.ndarray:
-    """[N, O/B, rows, columns, B] of all tiles."""
-    products = np.einsum("nbhwiz,zobij->nohwjz", form.transform_input(windows), u, optimize=True)
-    y = form.transform_output(products)  # [N, O/B, down, across, B, m, m]
-    return y.transpose(0, 1, 2, 5, 3, 6, 4).reshape(*y.shape[:2], y.shape[2] * form.outputs, y.shape[3] * form.outputs, y.shape[4])
+    """[N, O/B, rows, columns, B] of all tiles; of one axis, [N, O/B, columns, B]."""
+    v = form.transform_input(windows)
+    grid = v.shape[2:-2]
+    v = v.reshape(*v.shape[:2], math.prod(grid), *v.shape[-2:])
+    y = form.transform_output(np.einsum("nbtiz,zobij->notjz", v, u, optimize=True))  # [N, O/B, tiles, B, m, m]
+    y = y.reshape(*y.shape[:2], *grid, *y.shape[3:])  # [N, O/B, down, across, B, m, m]
+    lanes = 2 + len(grid)
+    order = [axis for k in range(len(grid)) for axis in (2 + k, lanes + 1 + k)]
+    return y.transpose(0, 1, *order, lanes).reshape(*y.shape[:2], *(count * form.outputs for count in grid), y.shape[lanes])
 
 
 register(
     OpSpec(
         "conv_winograd",
-        "conv_winograd(x, u) {kernel, size, low, dilation, dtype}: a square convolution at stride 1 of x [N, I/B, H, W, B] with "
+        "conv_winograd(x, u) {kernel, size, low, dilation, dtype}: a convolution at stride 1 of x [N, I/B, (H,) W, B] with "
         "transformed weights u; ``low`` zeros stand before the input, and behind it as many as ``size`` outputs read.",
         operands=(2, 2),
         attrs={"kernel": "int", "size": "dims", "low": "ints", "dilation": "ints", "dtype": "dtype"},

@@ -153,7 +153,7 @@ def winograd_block(
     ``inputs`` and ``outputs`` count channels, ``per_block`` the registers of an output block.
     """
     # fewer than 16 would read the weights too often, even where V then leaves the L2 cache
-    most = max(min(target.l2_bytes // 2 // (form.values * 4 * inputs), 24), 16)
+    most = max(min(target.l2_bytes // 2 // (form.values * 4 * inputs), 24 if form.axes == 2 else 96), 16)
     together = most if not isinstance(tiles, int) else -(-tiles // max(-(-tiles // most), 1)) if tiles else 1
     blocks = max(outputs // (per_block * lane_count), 1)
 

@@ -5,7 +5,7 @@
 after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The points are symmetric: 0, pairs of +-p, and
 infinity. For 3x3 kernels they are 0, +-3/4, +-3/2, not the usual 0, +-1, +-2: the error is then that of a direct convolution;
 for 5x5 kernels, 0, +-1/2, +-1, +-2 err some four times as much. A NaN or infinity in an input tile spreads over the outputs of
-the tile.
+the tile. The same along a single axis, y = At [ (G g) * (Bt d) ]: m outputs from n products instead of m * r.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ _PAIRS = {6: (Fraction(3, 4), Fraction(3, 2)), 8: (Fraction(1, 2), Fraction(1), 
 
 @dataclass(frozen=True)
 class Winograd:
-    """One algorithm: ``outputs`` of a tile per axis, by a kernel of ``kernel`` taps."""
+    """One algorithm: ``outputs`` of a tile along each of one or two ``axes``, by a kernel of ``kernel`` taps."""
 
     outputs: int
     kernel: int
+    axes: int = 2
 
     @property
     def inputs(self) -> int:
@@ -34,7 +35,7 @@ class Winograd:
     @property
     def values(self) -> int:
         """Products per tile, input channel and output channel."""
-        return self.inputs**2
+        return self.inputs**self.axes
 
     @property
     def pairs(self) -> tuple[Fraction, ...]:
@@ -81,20 +82,33 @@ class Winograd:
         return float(product)
 
     def transform_weights(self, weights: np.ndarray) -> np.ndarray:
-        """[O, I, r, r] to [n * n, O, I], computed in f64."""
-        g = self.weight_matrix
-        wide = np.einsum("xi,ocij,yj->xyoc", g, weights.astype(np.float64), g, optimize=True)
-        return wide.reshape(self.values, *wide.shape[2:]).astype(weights.dtype)
+        """[O, I, r, r] to [n * n, O, I], or [O, I, r] to [n, O, I], computed in f64."""
+        g, wide = self.weight_matrix, weights.astype(np.float64)
+        if self.axes == 1:
+            wide = np.einsum("xi,oci->xoc", g, wide, optimize=True)
+        else:
+            wide = np.einsum("xi,ocij,yj->xyoc", g, wide, g, optimize=True)
+        return wide.reshape(self.values, *wide.shape[self.axes :]).astype(weights.dtype)
 
     def transform_input(self, tiles: np.ndarray) -> np.ndarray:
-        """Tiles [..., n, n] to their values [..., n * n]."""
+        """Tiles [..., n, n] to their values [..., n * n], or [..., n] to [..., n]."""
         bt = self.input_matrix
+        if self.axes == 1:
+            return tiles @ bt.T
         return (bt @ tiles @ bt.T).reshape(*tiles.shape[:-2], self.values)
 
     def transform_output(self, products: np.ndarray) -> np.ndarray:
-        """Sums of products [..., n * n] to outputs [..., m, m]."""
+        """Sums of products [..., n * n] to outputs [..., m, m], or [..., n] to [..., m]."""
         at = self.output_matrix
+        if self.axes == 1:
+            return products @ at.T
         return at @ products.reshape(*products.shape[:-1], self.inputs, self.inputs) @ at.T
 
 
 BY_KERNEL = {3: Winograd(4, 3), 5: Winograd(4, 5)}  # what a kernel of this many taps per axis is computed by
+_LINES = {kernel: Winograd(form.outputs, kernel, axes=1) for kernel, form in BY_KERNEL.items()}
+
+
+def form_of(kernel: int, axes: int) -> Winograd:
+    """The algorithm for a kernel of ``BY_KERNEL`` along one or two axes."""
+    return BY_KERNEL[kernel] if axes == 2 else _LINES[kernel]

@@ -1,6 +1,8 @@
-"""Square convolutions at stride 1 by Winograd's algorithm, where that is faster.
+"""Convolutions at stride 1, square or along one axis, by Winograd's algorithm, where that is faster.
 
 conv(x, w) --> conv_winograd(pack(x), u)     u = G w Gt, packed; the kernel reads zeros around the input
+
+A kernel of a single axis is one of that axis alone where the others have one position.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from tcompile.ir.dims import ceildiv
 from tcompile.ir.dtypes import F32
 from tcompile.ir.graph import Node
 from tcompile.ir.tiles import direct_cycles, winograd_cycles
-from tcompile.ir.winograd import BY_KERNEL, Winograd
+from tcompile.ir.winograd import BY_KERNEL, Winograd, form_of
 from tcompile.passes.layout_forms import Forms, pack_array
 
 _MARGIN = 0.85  # of the direct estimate that the other must stay below
@@ -19,32 +21,49 @@ _MARGIN = 0.85  # of the direct estimate that the other must stay below
 
 def winograd_pays(node: Node, weights: np.ndarray, forms: Forms) -> bool:
     """Whether a convolution has the shape, and enough channels, for the transforms to pay."""
-    attrs, size = node.attrs, node.output.shape[2:]
-    if len(size) != 2 or weights.shape[2] != weights.shape[3] or weights.shape[2] not in BY_KERNEL or any(n != 1 for n in attrs["strides"]):
+    attrs, axes = node.attrs, _axes(node, weights)
+    size = [node.output.shape[2 + axis] for axis in axes]
+    if not axes or weights.shape[2 + axes[0]] not in BY_KERNEL or any(attrs["strides"][axis] != 1 for axis in axes):
         return False
-    if attrs["dtype"] != F32 or not all(isinstance(n, int) for n in (*size, *attrs["low"])) or min(attrs["low"]) < 0:
+    low = [attrs["low"][axis] for axis in axes]
+    if attrs["dtype"] != F32 or not all(isinstance(n, int) for n in (*size, *low)) or min(low) < 0:
         return False
-    form, block = BY_KERNEL[weights.shape[2]], forms.block
+    form, block = form_of(weights.shape[2 + axes[0]], len(axes)), forms.block
     outputs, inputs = (-(-channels // block) * block for channels in weights.shape[:2])
-    tiles = 1
-    for extent, step in zip(size, attrs["dilation"], strict=True):
+    tiles, positions = 1, 1
+    for extent, axis in zip(size, axes, strict=True):
+        step = attrs["dilation"][axis]
         tiles *= ceildiv(ceildiv(extent, step), form.outputs) * step
-    direct = direct_cycles(forms.target, size[0] * size[1], form.kernel**2, inputs, outputs)
+        positions *= extent
+    direct = direct_cycles(forms.target, positions, form.kernel**form.axes, inputs, outputs)
     return winograd_cycles(forms.target, form, tiles, inputs, outputs) < _MARGIN * direct
+
+
+def _axes(node: Node, weights: np.ndarray) -> tuple[int, ...]:
+    """The spatial axes that a square or single-axis kernel moves along; none for other kernels."""
+    taps, size = weights.shape[2:], node.output.shape[2:]
+    if len(taps) == 2 and taps[0] == taps[1]:
+        return (0, 1)
+    moving = tuple(axis for axis in range(len(taps)) if taps[axis] != 1 or size[axis] != 1)
+    still = (axis for axis in range(len(taps)) if axis not in moving)
+    return moving if len(moving) == 1 and all(node.inputs[0].shape[2 + axis] == 1 for axis in still) else ()
 
 
 def assign_winograd(node: Node, weights: np.ndarray, forms: Forms) -> None:
     """Computes the convolution; ``winograd_pays`` said that it may."""
-    attrs, form, b = node.attrs, BY_KERNEL[weights.shape[2]], forms.b
-    u = b.constant(pack_transformed(weights, form, forms.block))
-    common = {"low": tuple(attrs["low"]), "dilation": tuple(attrs["dilation"]), "dtype": attrs["dtype"]}
-    x = forms.finite(node.inputs[0])
-    result = b.emit("conv_winograd", x, u, kernel=form.kernel, size=node.output.shape[2:], **common)
+    attrs, axes, b = node.attrs, _axes(node, weights), forms.b
+    form = form_of(weights.shape[2 + axes[0]], len(axes))
+    u = b.constant(pack_transformed(weights.reshape(*weights.shape[:2], *(form.kernel,) * form.axes), form, forms.block))
+    common = {name: tuple(attrs[name][axis] for axis in axes) for name in ("low", "dilation")}
+    x, size = forms.finite(node.inputs[0]), tuple(node.output.shape[2 + axis] for axis in axes)
+    x = b.reshape(x, (*x.shape[:2], *(x.shape[2 + axis] for axis in axes), x.shape[-1]))
+    result = b.emit("conv_winograd", x, u, kernel=form.kernel, size=size, **common, dtype=attrs["dtype"])
+    result = b.reshape(result, (*result.shape[:2], *node.output.shape[2:], result.shape[-1]))
     forms.set_blocked(node.output, result, 0.0)
 
 
 def pack_transformed(weights: np.ndarray, form: Winograd, block: int) -> np.ndarray:
-    """[O, I, r, r] -> [n * n, O/B, I/B, B of I, B of O], a block of O at a time: the transform works in f64."""
+    """[O, I, r, r] (or [O, I, r]) -> [n * n (or n), O/B, I/B, B of I, B of O], a block of O at a time: the transform works in f64."""
     outputs, inputs = (-(-channels // block) for channels in weights.shape[:2])
     packed = np.zeros((form.values, outputs, inputs, block, block), weights.dtype)
     for k in range(outputs):

@@ -7,7 +7,7 @@ from tcompile.ir import dims
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
 from tcompile.ir.dtypes import F32
-from tcompile.ir.winograd import BY_KERNEL
+from tcompile.ir.winograd import form_of
 from tests.codegen.template_runs import check_template
 
 RNG = np.random.default_rng(0)
@@ -18,7 +18,7 @@ def normal(*shape):
 
 
 def winograd(b, x, outputs, size, kernel=3, low=(1, 1), dilation=(1, 1)):
-    u = b.constant(normal(BY_KERNEL[kernel].values, outputs, x.shape[1], x.shape[-1], x.shape[-1]))
+    u = b.constant(normal(form_of(kernel, len(size)).values, outputs, x.shape[1], x.shape[-1], x.shape[-1]))
     return b.emit("conv_winograd", x, u, kernel=kernel, size=size, low=low, dilation=dilation, dtype=F32)
 
 
@@ -61,6 +61,33 @@ def test_borders_and_dilation(space, size, low, dilation, kernel):
     x = b.input("x", F32, (1, 2, *space, 8))
     y = winograd(b, x, 3, size, kernel, low, dilation)
     assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}) == ["winograd"]
+
+
+@pytest.mark.parametrize(
+    ("space", "size", "low", "dilation", "kernel", "target"),
+    [
+        (1024, 1020, 0, 1, 5, None),
+        (13, 13, 1, 1, 3, "x86-64-v4"),
+        (30, 31, 2, 2, 3, None),
+        (2, 6, 0, 2, 3, None),  # three results of each tile
+        (9, 25, 12, 3, 5, "aarch64-linux"),  # tiles that are all border
+        (1, 1, 2, 1, 5, None),
+    ],
+)
+def test_a_single_axis(space, size, low, dilation, kernel, target):
+    b = Builder()
+    x = b.input("x", F32, (2, 3, space, 8))
+    y = winograd(b, x, 5, (size,), kernel, (low,), (dilation,))
+    assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}, target) == ["winograd"]
+
+
+@pytest.mark.parametrize("n", [0, 1, 14])
+def test_a_single_axis_of_unknown_extent_with_an_epilogue(n):
+    b = Builder()
+    b.symbols["n"] = Range(0, None)
+    x = b.input("x", F32, (1, 1, dims.symbol("n"), 16))
+    y = b.map("tanh", winograd(b, x, 2, (dims.symbol("n"),), 3, (1,), (1,)))
+    assert check_template(b.graph([y], ["y"]), {"x": normal(1, 1, n, 16)}) == ["winograd"]
 
 
 @pytest.mark.parametrize("fn", ["max", "sigmoid"])

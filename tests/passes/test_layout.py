@@ -185,6 +185,24 @@ def test_transposed_convolution_is_one_convolution(kernel, dilate, dilation, low
     assert ops.count("conv_blocked") == 1
 
 
+@pytest.mark.parametrize(
+    ("space", "kernel", "expected"), [((200,), (5,), 1), ((1, 200), (1, 3), 1), ((200, 1), (3, 1), 1), ((2, 200), (1, 3), 0)]
+)
+def test_a_kernel_of_one_axis_goes_through_winograd_where_the_others_have_one_position(space, kernel, expected):
+    b = Builder()
+    x = b.input("x", F32, (1, 128, *space))
+    low = tuple(taps // 2 for taps in kernel)
+    ones = (1,) * len(space)
+    attrs = {"strides": ones, "lhs_dilation": ones, "dilation": ones, "low": low, "high": low, "groups": 1}
+    y = b.emit("conv", x, b.constant(normal(128, 128, *kernel)), **attrs, dtype=F32)
+    graph, array = b.graph([y], ["y"]), {"x": normal(1, 128, *space)}
+    done = AssignLayouts(named_target("x86-64-v3")).apply(graph)
+    verify(done)
+    got, want = interpret(done, array)["y"], interpret(graph, array)["y"]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5 * np.abs(want).max())
+    assert [node.op for node in done.nodes].count("conv_winograd") == expected
+
+
 @pytest.mark.parametrize("winograd", [True, False])
 def test_large_3x3_goes_through_winograd_where_allowed(winograd):
     b = Builder()

@@ -13,7 +13,7 @@ from tcompile.ir.casts import convert
 from tcompile.ir.elementwise import TABLE
 from tcompile.ir.graph import Node
 from tcompile.ir.ops import evaluate, spec
-from tcompile.ir.winograd import BY_KERNEL
+from tcompile.ir.winograd import form_of
 
 BITS = {"constant", "dim", "bind_dim", "iota", "rng_bits", "bitcast", "broadcast", "reshape", "transpose", "slice", "pad", "concat"}
 BITS |= {"gather", "gather_nd", "gather_elements", "sort", "compact", "arg_reduce", "pack", "unpack", "if"}
@@ -70,9 +70,9 @@ def _limit(node: Node, operands: Sequence[np.ndarray] | None, expected: np.ndarr
 def _sum_of_magnitudes(node: Node, operands: Sequence[np.ndarray]) -> np.ndarray:
     """What the op gives for the absolute values of its operands, in f64."""
     wide = [np.abs(convert(array, dtypes.F64)) for array in operands]
-    if node.op == "conv_winograd":  # the transforms subtract, so a bound: what they can make of the largest values, along both axes
-        form = BY_KERNEL[node.attrs["kernel"]]
-        gain = (np.abs(form.input_matrix).sum(1).max() * np.abs(form.output_matrix).sum(1).max()) ** 2
+    if node.op == "conv_winograd":  # the transforms subtract, so a bound: what they can make of the largest values, along each axis
+        form = form_of(node.attrs["kernel"], operands[0].ndim - 3)
+        gain = (np.abs(form.input_matrix).sum(1).max() * np.abs(form.output_matrix).sum(1).max()) ** form.axes
         return gain * terms(node, operands) * wide[0].max(initial=0) * wide[1].max(initial=0)
     attrs = {**node.attrs, "dtype": dtypes.F64} if "dtype" in node.attrs else node.attrs
     return evaluate(node.op, wide, attrs)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tcompile.ir import dims, dtypes
 from tcompile.ir.dtypes import ALL, DType
-from tcompile.ir.winograd import BY_KERNEL
+from tcompile.ir.winograd import form_of
 from tests.problems.problem import Case, problem
 from tests.problems.values import bits
 
@@ -74,13 +74,13 @@ def depthwise_blocked(case: Case, dtype: DType, rank: int) -> None:
     case.emit("depthwise_blocked", x, w, **attrs, dtype=dtype)
 
 
-@problem("conv_winograd", [dtypes.F32, dtypes.F64], kernel=[3, 5])
-def conv_winograd(case: Case, dtype: DType, kernel: int) -> None:
+@problem("conv_winograd", [dtypes.F32, dtypes.F64], kernel=[3, 5], axes=[1, 2])
+def conv_winograd(case: Case, dtype: DType, kernel: int, axes: int) -> None:
     """Any size in and out, zeros around, dilations."""
-    low, dilation = (case.integer(0, kernel), case.integer(0, kernel)), (case.choice((1, 1, 2, 3)), case.choice((1, 1, 2)))
-    space, block = (case.integer(1, 12), case.integer(1, 12)), case.choice((8, 16))
+    low, dilation = (tuple(draw() for _ in range(axes)) for draw in (lambda: case.integer(0, kernel), lambda: case.choice((1, 1, 2, 3))))
+    space, block = tuple(case.integer(1, 12) for _ in range(axes)), case.choice((8, 16))
     size = tuple(max(extent + case.integer(-3, 5), 1) for extent in space)
     blocks, outputs = case.choice((1, 2)), case.choice((1, 2, 4))
     x = case.operand(dtype, (case.extent(among=(0, 1, 2)), blocks, *space, block))
-    u = case.operand(dtype, (BY_KERNEL[kernel].values, outputs, blocks, block, block), constant=0.5)
+    u = case.operand(dtype, (form_of(kernel, axes).values, outputs, blocks, block, block), constant=0.5)
     case.emit("conv_winograd", x, u, kernel=kernel, size=size, low=low, dilation=dilation, dtype=dtype)
