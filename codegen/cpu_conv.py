@@ -27,7 +27,7 @@ from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.target import Target
-from tcompile.ir.tiles import MANY_ROWS, Tile, accumulator_type, fits, lanes, step_cycles
+from tcompile.ir.tiles import FMA, MANY_ROWS, Step, Tile, accumulator_type, fits, lanes, step_cycles
 
 MIN_TASKS = 32  # parallel tasks to aim for; more only cost loop overhead
 
@@ -78,6 +78,9 @@ class DirectConv:
         attrs = self.core.attrs
         return all(k == 1 for k in self.kernel) and all(s == 1 for s in attrs["strides"])
 
+    step: Step = FMA
+    combine: Callable[[Expr, Expr, Expr], Expr] | None = None
+
     def _choose(self, lane_count: int) -> tuple[Tile, int]:
         """The register tile and its number of output blocks: the fewest cycles over a row and all blocks."""
         per_block = self.block // lane_count
@@ -88,7 +91,7 @@ class DirectConv:
             for wide in range(1, min(self._group_blocks(), 8) + 1)
             if self.groups == 1 or self._group_blocks() % wide == 0
             for height in heights
-            if fits(self.target, height, wide * per_block)
+            if fits(self.target, height, wide * per_block, step=self.step)
         ]
         _, tile, wide = min(options, key=lambda option: option[0])
         return tile, wide
@@ -102,7 +105,7 @@ class DirectConv:
         for blocks, count in ((wide, self.blocks // wide), (self.blocks % wide, 1)):
             if blocks:
                 for rows, times in ((height, full), (rest, 1)):
-                    cycles += count * times * step_cycles(self.target, rows, blocks * per_block) if rows else 0
+                    cycles += count * times * step_cycles(self.target, rows, blocks * per_block, self.step) if rows else 0
         return cycles
 
     # Loops --------------------------------------------------------------------------------------------
@@ -244,6 +247,7 @@ class DirectConv:
             a=lambda column, tap: self.load(image, group, (*row, start + column), tap),
             b=weight,
             initial=initial,
+            combine=self.combine,
         )
 
     @contextmanager

@@ -21,6 +21,7 @@ class Casts:
         self.nan_minmax = target.nan_minmax
         self.vector_bytes = target.vector_bytes
         self.saturating = target.saturating_casts
+        self.arch, self.features = target.arch, frozenset(target.features)
 
     def lanes_of(self, dtype: DType) -> int:
         """Elements of a 32- or 64-bit type that one vector register holds."""

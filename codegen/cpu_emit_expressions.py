@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from tcompile.codegen import cpu_emit_index as index
 from tcompile.codegen import cpu_emit_lanes as ops
+from tcompile.codegen import cpu_emit_requantise as requantise
 from tcompile.codegen import cpu_emit_spread as spread
 from tcompile.codegen import cpu_emit_transpose as transpose
 from tcompile.codegen.cpu_emit_casts import Casts
@@ -155,6 +156,9 @@ class Expressions:
         return known[1]
 
     def _cast(self, expr: Cast) -> Value:
+        inside = requantise.clamped_inside(expr) if self.casts.arch == "x86_64" and self.lanes else None
+        if inside is not None:
+            return requantise.emit(self.casts, self.value(inside.value), expr.dtype, rounds=inside.rounds)
         return self.casts.convert(self.value(expr.arg), expr.arg.dtype, expr.dtype, expr.saturate)
 
     def _bitcast(self, expr: Bitcast) -> Value:

@@ -88,7 +88,20 @@ def pieces(fn: Function, scalar: str, most: int, operation: Callable[..., Value]
     count, rest = divmod(lanes, most)
     if count < 2 or rest or count & (count - 1):
         return operation(*values)
-    parts = [operation(*(_piece(fn, value, scalar, first, most) for value in values)) for first in range(0, lanes, most)]
+    return _join_all(
+        fn, scalar, [operation(*(_piece(fn, value, scalar, first, most) for value in values)) for first in range(0, lanes, most)]
+    )
+
+
+def pieces_as(fn: Function, result: str, most: int, operation: Callable[[Value], Value], value: Value, scalar: str) -> Value:
+    """``pieces`` of one operand, for an operation whose result has another type."""
+    count, rest = divmod(value.lanes, most)
+    if count < 2 or rest or count & (count - 1):
+        return operation(value)
+    return _join_all(fn, result, [operation(_piece(fn, value, scalar, first, most)) for first in range(0, value.lanes, most)])
+
+
+def _join_all(fn: Function, scalar: str, parts: list[Value]) -> Value:
     while len(parts) > 1:
         parts = [_joined(fn, scalar, *parts[k : k + 2]) for k in range(0, len(parts), 2)]
     return parts[0]

@@ -18,7 +18,10 @@ from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.graph import Node, Value
 from tcompile.ir.loops import Expr, Load, LoopKind
 
-ANCHORS = frozenset({"dot_general", "dot_packed", "conv", "conv_blocked", "conv_stem", "conv_winograd", "depthwise_blocked"})
+ANCHORS = frozenset({
+    "dot_general", "dot_packed", "dot_interleaved", "conv", "conv_blocked", "conv_stem", "conv_interleaved", "conv_winograd",
+    "depthwise_blocked",
+})  # fmt: skip
 UNROLLED_WORK = 8  # elementwise work per element that is worth a copy for every vector of a tile
 _WRITTEN_OUT = 4  # vectors of a row
 _FUNCTIONS = frozenset({"exp", "tanh", "erf", "sigmoid", "log", "sin", "cos", "pow", "log1p", "expm1"})

@@ -30,8 +30,10 @@ from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.ops_contraction import free_axes
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import (
+    FMA,
     MANY_ROWS,
     MOST_ROWS,
+    Step,
     Tile,
     accumulator_type,
     best_tile,
@@ -75,6 +77,8 @@ class Gemm:
         self.panels = dims.ceildiv(self.problem.columns, self.tile.columns, self.nest.ranges)
         self.draft.flops = 2 * self.problem.batch * self.problem.rows * self.problem.columns * self.problem.terms
         self.draft.tags["tile"] = f"{self.tile.rows}x{self.tile.vectors}x{self.tile.lanes}"
+
+    combine: Callable[[Expr, Expr, Expr], Expr] | None = None
 
     # To be given by subclasses ------------------------------------------------------------------------
 
@@ -166,6 +170,7 @@ class Gemm:
             terms=lambda: self.terms(panel, number),
             a=lambda row, term: self.left(batch, first + row, term),
             b=lambda vector, lane, term: right(term, vector, lane),
+            combine=self.combine,
         )
         start = panel * self.tile.columns
 
@@ -206,13 +211,13 @@ class PackedGemm(Gemm):
 
     def panel(self, batch: DimLike, panel: DimLike) -> Right:
         b = self.core.inputs[1]
-        buffer, width, per = self.draft.read(b), _extent(b.shape[2]), self.tile.columns
+        buffer, width, per = self.weights(), _extent(b.shape[2]), self.tile.columns
         starts = self._side_by_side(panel, per // width) if per > width else [self._start(panel, width // per)]
         vectors, lane_count = min(width, per) // self.tile.lanes, self.tile.lanes
 
         def element(term: DimLike, vector: int, lane: DimLike) -> Expr:
             part, inside = divmod(vector, vectors)
-            return Load(buffer, (starts[part] + term * width + inside * lane_count + lane,), b.dtype)
+            return Load(buffer, (starts[part] + term * width + inside * lane_count + lane,), self.item)
 
         return element
 
@@ -232,6 +237,15 @@ class PackedGemm(Gemm):
         places = [panel * count + k if exact else dims.minimum(panel * count + k, last, self.nest.ranges) for k in range(count)]
         return [self.nest.let_index(index_value(place * stored)) for place in places]
 
+    def weights(self) -> str:
+        """The parameter that holds the panels, of elements of the type ``item``."""
+        return self.draft.read(self.core.inputs[1])
+
+    @property
+    def item(self) -> DType:
+        """The type of an element of a panel."""
+        return self.core.inputs[1].dtype
+
     @contextmanager
     def terms(self, panel: DimLike, tile: DimLike) -> Iterator[DimLike]:
         """Each tile of rows asks for its share of the next panel: it comes from memory while this one is multiplied."""
@@ -241,7 +255,7 @@ class PackedGemm(Gemm):
                 yield term
             return
         b = self.core.inputs[1]
-        buffer, line, size = self.draft.read(b), LINE_BYTES // b.dtype.bytes, _extent(b.shape[1]) * _extent(b.shape[2])
+        buffer, line, size = self.weights(), LINE_BYTES // self.item.bytes, _extent(b.shape[1]) * _extent(b.shape[2])
         steps = _extent(b.shape[1]) // ahead.terms
         with self.nest.loop(steps) as step:
             for k in range(ahead.lines):
@@ -254,7 +268,7 @@ class PackedGemm(Gemm):
         if self.panels == 1 or _extent(b.shape[2]) != self.tile.columns:
             return None
         tiles = self.problem.rows // self.tile.rows if isinstance(self.problem.rows, int) else MANY_ROWS // self.tile.rows
-        return fetched_ahead(_extent(b.shape[1]), self.tile.columns * b.dtype.bytes, min(tiles, self._per_chunk()))
+        return fetched_ahead(_extent(b.shape[1]), self.tile.columns * self.item.bytes, min(tiles, self._per_chunk()))
 
     def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:
         return (*unravel(row, self.core.output.shape[:-1], self.nest.ranges), column)
@@ -329,7 +343,7 @@ def fetched_ahead(terms: int, row_bytes: int, tiles: int) -> Ahead | None:
     return Ahead(step, -(-step * row_bytes // (LINE_BYTES * tiles))) if step >= 4 else None
 
 
-def packed_tile(target: Target, problem: Problem, width: int) -> Tile:
+def packed_tile(target: Target, problem: Problem, width: int, step: Step = FMA) -> Tile:
     """The best tile whose columns divide a given panel width."""
     lane_count = lanes(target, problem.dtype)
     lane_count = lane_count if width % lane_count == 0 else width
@@ -342,7 +356,7 @@ def packed_tile(target: Target, problem: Problem, width: int) -> Tile:
 
     def cycles(rows: int, vectors: int) -> float:
         full, rest = divmod(limit, rows)
-        work = full * step_cycles(target, rows, vectors) + (step_cycles(target, rest, vectors) if rest else 0)
+        work = full * step_cycles(target, rows, vectors, step) + (step_cycles(target, rest, vectors, step) if rest else 0)
         return work / vectors
 
     sizes = [
@@ -350,7 +364,7 @@ def packed_tile(target: Target, problem: Problem, width: int) -> Tile:
         for vectors in range(1, width // lane_count + 1)
         if width % (vectors * lane_count) == 0
         for rows in ((8, 4, 2, 1) if symbolic else range(1, min(limit, MOST_ROWS) + 1))
-        if matrix_fits(target, rows, vectors)
+        if matrix_fits(target, rows, vectors, step)
     ]
     return min(sizes, key=lambda item: item[0])[1]
 

@@ -1,5 +1,13 @@
 """All templates of the CPU; importing this module registers them."""
 
-from tcompile.codegen import cpu_attention, cpu_conv_kinds, cpu_depthwise, cpu_gemm, cpu_winograd
+from tcompile.codegen import cpu_attention, cpu_conv_kinds, cpu_depthwise, cpu_gemm, cpu_interleaved, cpu_winograd
 
-ALL = (cpu_attention.attention, cpu_gemm.gemm, cpu_conv_kinds.direct_conv, cpu_depthwise.depthwise, cpu_winograd.winograd)
+ALL = (
+    cpu_attention.attention,
+    cpu_gemm.gemm,
+    cpu_conv_kinds.direct_conv,
+    cpu_depthwise.depthwise,
+    cpu_winograd.winograd,
+    cpu_interleaved.interleaved_conv,
+    cpu_interleaved.interleaved_gemm,
+)

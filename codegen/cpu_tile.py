@@ -41,9 +41,12 @@ def micro_kernel(
     a: Callable[[int, object], Expr],
     b: Callable[[int, DimLike, object], Expr],
     initial: Callable[[int, int, DimLike], Expr] | None = None,
+    combine: Callable[[Expr, Expr, Expr], Expr] | None = None,
 ) -> Accumulator:
     """Runs the tile over all terms. ``terms`` opens the loops over terms and yields what names one; ``a(row, term)`` is a
-    scalar, ``b(vector, lane, term)`` a weight and ``initial(row, vector, lane)`` what the sum starts from, else 0."""
+    scalar, ``b(vector, lane, term)`` a weight and ``initial(row, vector, lane)`` what the sum starts from, else 0.
+    ``combine(a, b, sum)`` is the next sum: by default a * b + sum."""
+    combine = combine or multiply_add
     buffer = nest.alloc(dtype, (tile.rows, tile.vectors, tile.lanes), Space.REGISTER)
     acc = Accumulator(buffer, tile, dtype)
     with nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
@@ -56,8 +59,13 @@ def micro_kernel(
             weights = [nest.let(cast(b(vector, lane, term), dtype), "b") for vector in range(tile.vectors)]
             for row, scalar in enumerate(scalars):
                 for vector, weight in enumerate(weights):
-                    nest.store(buffer, (row, vector, lane), multiply_add(scalar, weight, acc.at(row, vector, lane)))
+                    nest.store(buffer, (row, vector, lane), combine(scalar, weight, acc.at(row, vector, lane)))
     return acc
+
+
+def words_dot(parts: int) -> Callable[[Expr, Expr, Expr], Expr]:
+    """The ``combine`` of words that hold 2 halves, or 4 bytes."""
+    return lambda a, b, c: Op(f"dot{parts}", (a, b, c), c.dtype)
 
 
 def multiply_add(a: Expr, b: Expr, c: Expr) -> Expr:

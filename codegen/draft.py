@@ -14,7 +14,8 @@ from tcompile.codegen.in_place import in_place_pairs
 from tcompile.codegen.inline import Element, Inliner, Source, Stored
 from tcompile.codegen.nest import Nest
 from tcompile.errors import InvalidModelError
-from tcompile.ir.dims import DimLike, Ranges, Shape, product
+from tcompile.ir.dims import DimLike, Ranges, Shape, floordiv, product
+from tcompile.ir.dtypes import I32
 from tcompile.ir.graph import Node, Value
 from tcompile.ir.loops import Access, Expr, Kernel, Param
 
@@ -48,6 +49,7 @@ class Draft:
         self.tags: dict[str, str] = {}
         self.written_once: set[Value] = set()  # outputs of which the builder knows that no element is written twice
         self._params: dict[Value, Param] = {}
+        self._words: dict[Value, Param] = {}
         self._operands = _region_operands(node)
         producers = {**scope.scalars, **(node.regions[0].producers() if node.op == "fused" else {})}
         self.inliner = Inliner(self.nest, producers, missing=self._source)
@@ -60,6 +62,15 @@ class Draft:
         """The name of the parameter that holds a value, for loads at its row-major positions."""
         self._without_gaps(self.operand(value))
         return self._param(self.operand(value), Access.IN)
+
+    def words(self, value: Value) -> str:
+        """The name of a parameter that holds a value as i32 words, each of several elements: a whole number of words."""
+        operand = self.operand(value)
+        self._without_gaps(operand)
+        if operand not in self._words:
+            count = floordiv(product(operand.shape), I32.bits // operand.dtype.bits)
+            self._words[operand] = Param(self.nest.fresh("p"), I32, (count,), Access.IN, operand.dtype)
+        return self._words[operand].name
 
     def write(self, value: Value, access: Access = Access.OUT) -> str:
         """The name of the parameter that receives a value, for stores at its row-major positions."""
@@ -80,10 +91,12 @@ class Draft:
 
     def finish(self) -> tuple[Kernel, tuple[Value, ...]]:
         """The kernel, inputs before outputs, and the values its parameters stand for."""
-        entries = sorted(self._params.items(), key=lambda item: item[1].access is not Access.IN)
+        entries = sorted((*self._params.items(), *self._words.items()), key=lambda item: item[1].access is not Access.IN)
         params, body = tuple(param for _, param in entries), self.nest.block()
         once = [self._params[value].name for value in self.written_once if value in self._params]
         aliases = in_place_pairs(params, body, self.nest.independent, once, self.scope.one_pitch)
+        # what is also read as words does not die where its elements are read
+        aliases = tuple((i, o) for i, o in aliases if entries[i][0] not in self._words)
         kernel = Kernel(self.name, params, (), body, aliases, self.flops, self.tags)
         return kernel, tuple(value for value, _ in entries)
 

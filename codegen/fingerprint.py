@@ -41,7 +41,7 @@ def fingerprint(kernel: Kernel) -> str:
     """Equal for kernels of equal parameters, aliases and bodies. Meant for canonical kernels."""
     writer = _Writer()
     for param in kernel.params:
-        writer.line(f"param {param.name} {param.dtype}[{_shape(param.shape)}] {param.access}")
+        writer.line(f"param {param.name} {param.dtype}[{_shape(param.shape)}] {param.access} {param.stored}")
     writer.line(f"dims {' '.join(kernel.dims)} aliases {kernel.aliases}")
     writer.block(kernel.body)
     return "\n".join(writer.lines)

@@ -39,6 +39,32 @@ def lower_conv_blocked(node: Node, scope: Scope) -> list[Draft]:
     return _contraction("conv_blocked", node, scope, w.shape[1:-1], term)
 
 
+def lower_dot_interleaved(node: Node, scope: Scope) -> list[Draft]:
+    """out[i, c] = sum over k, j of a[i, k * G + j] * b[c // W, k, c % W, j]"""
+    a, b = node.inputs
+    width, parts = b.shape[2:]
+
+    def term(draft: Draft, at: Shape, k: Shape) -> tuple[Expr, Expr]:
+        panel, lane = dims.floordiv(at[-1], width, draft.nest.ranges), dims.mod(at[-1], width, draft.nest.ranges)
+        return draft.element(a, (*at[:-1], k[0] * parts + k[1])), draft.element(b, (panel, k[0], lane, k[1]))
+
+    return _contraction("dot_interleaved", node, scope, (b.shape[1], parts), term)
+
+
+def lower_conv_interleaved(node: Node, scope: Scope) -> list[Draft]:
+    """out[n, o, i, lane] = sum over c, k, l, j of x[n, c of o's group, i * stride + k * dilation, l * G + j] * w[o, c, k, l, lane, j]"""
+    x, w = node.inputs
+    per_group, parts = dims.floordiv(w.shape[0], node.attrs["groups"]), w.shape[-1]
+
+    def term(draft: Draft, at: Shape, k: Shape) -> tuple[Expr, Expr]:
+        group = dims.floordiv(at[1], per_group, draft.nest.ranges)
+        place = _taps(node, at[2:-1], k[1:-2])
+        left = draft.element(x, (at[0], group * w.shape[1] + k[0], *place, k[-2] * parts + k[-1]))
+        return left, draft.element(w, (at[1], *k[:-1], at[-1], k[-1]))
+
+    return _contraction("conv_interleaved", node, scope, (*w.shape[1:-2], parts), term)
+
+
 def lower_conv_stem(node: Node, scope: Scope) -> list[Draft]:
     """out[n, o, i, lane] = sum over c, k of x[n, c, i * stride + k * dilation] * w[o, c, k, lane]"""
     x, w = node.inputs

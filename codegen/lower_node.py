@@ -12,7 +12,14 @@ from tcompile.codegen import cpu_schedule, cpu_templates, cuda_schedule, cuda_te
 from tcompile.codegen.canonical import canonical
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.inline import INLINABLE
-from tcompile.codegen.lower_blocked import lower_conv_blocked, lower_conv_stem, lower_depthwise, lower_dot_packed
+from tcompile.codegen.lower_blocked import (
+    lower_conv_blocked,
+    lower_conv_interleaved,
+    lower_conv_stem,
+    lower_depthwise,
+    lower_dot_interleaved,
+    lower_dot_packed,
+)
 from tcompile.codegen.lower_contraction import lower_conv, lower_dot
 from tcompile.codegen.lower_map import lower_dims, lower_map
 from tcompile.codegen.lower_random import lower_random
@@ -48,6 +55,8 @@ _NAIVE: dict[str, Callable[[Node, Scope], list[Draft]]] = {
     "dot_packed": lower_dot_packed,
     "conv_blocked": lower_conv_blocked,
     "conv_stem": lower_conv_stem,
+    "conv_interleaved": lower_conv_interleaved,
+    "dot_interleaved": lower_dot_interleaved,
     "depthwise_blocked": lower_depthwise,
     "scatter_nd": lower_scatter_nd,
     "scatter_elements": lower_scatter_elements,

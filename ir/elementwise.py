@@ -9,6 +9,8 @@ each function. Integers wrap. No function traps:
     pow of integers wraps; a negative exponent truncates 1 / x**n (so 0 unless x is 1 or -1)
     shl, shr by less than 0 or at least the width give 0; shr of a signed type is arithmetic
     min, max propagate NaN; round is half to even; sign(NaN) is NaN; and/or/xor/not are bitwise
+    dot2, dot4 take i32 words apart (the lowest bits first) and add the products of their parts to the third operand:
+    two signed halves each; four bytes each, unsigned those of the first operand and signed those of the second
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import numpy as np
 from tcompile.errors import InvalidModelError
 from tcompile.ir import dtypes
 from tcompile.ir.casts import convert, wrap
-from tcompile.ir.dtypes import BOOL, DType
+from tcompile.ir.dtypes import BOOL, I32, DType
 from tcompile.ir.special import erf, fma
 
 Meaning = Callable[..., np.ndarray]
@@ -31,7 +33,8 @@ Meaning = Callable[..., np.ndarray]
 class Elementwise:
     """One row: ``kinds`` are the operand kinds allowed (f, i, u, b), ``ulp`` the error a backend may have in f32.
 
-    ``wide`` says that the NumPy meaning of f32 is computed in f64 and rounded, so that the oracle is exact.
+    ``wide`` says that the NumPy meaning of f32 is computed in f64 and rounded, so that the oracle is exact; ``only`` names
+    the one dtype that a function of words takes.
     """
 
     name: str
@@ -41,6 +44,11 @@ class Elementwise:
     predicate: bool = False  # the result is bool
     wide: bool = False
     ulp: float = 0.0
+    only: DType | None = None
+
+    def takes(self, dtype: DType) -> bool:
+        """Whether operands (of ``where``: the chosen ones) may have a dtype."""
+        return dtype.kind in self.kinds and self.only in (None, dtype)
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -86,6 +94,17 @@ def _shift(function: Meaning) -> Meaning:
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
+
+
+def _dot(parts: tuple[type, type]) -> Meaning:
+    """c + the products of the parts of a and b, which wraps."""
+
+    def dot(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+        left, right = (np.ascontiguousarray(x, np.int32)[..., None].view(part) for x, part in zip((a, b), parts, strict=True))
+        products = left.astype(np.int64) * right.astype(np.int64)
+        return (products.sum(axis=-1) + c).astype(np.int32)
+
+    return dot
 
 
 def _row(name: str, arity: int, kinds: str, meaning: Meaning, **more: object) -> Elementwise:
@@ -151,6 +170,8 @@ _ROWS = (
     _row("isnan", 1, "f", np.isnan, predicate=True),
     _row("isinf", 1, "f", np.isinf, predicate=True),
     _row("where", 3, "fiub", np.where),
+    _row("dot2", 3, "i", _dot((np.int16, np.int16)), only=I32),
+    _row("dot4", 3, "i", _dot((np.uint8, np.int8)), only=I32),
 )
 TABLE = {row.name: row for row in _ROWS}
 
@@ -169,6 +190,8 @@ def result_dtype(fn: str, operands: Sequence[DType]) -> DType:
         raise InvalidModelError(f"map {fn}: expected operands of one dtype, got {', '.join(map(str, operands))}")
     if values[0].kind not in row.kinds:
         raise InvalidModelError(f"map {fn}: expected a dtype of the kinds {', '.join(row.kinds)}, got {values[0]}")
+    if not row.takes(values[0]):
+        raise InvalidModelError(f"map {fn}: expected {row.only}, got {values[0]}")
     return BOOL if row.predicate else values[0]
 
 

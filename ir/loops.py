@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from tcompile.ir.dims import DimLike, Shape
+from tcompile.ir.dims import DimLike, Shape, product
 from tcompile.ir.dtypes import BOOL, I64, DType
 
 
@@ -317,12 +317,27 @@ class Access(StrEnum):
 
 @dataclass(frozen=True)
 class Param:
-    """A buffer argument. Parameters are assumed not to overlap, unless equal names in ``Kernel.aliases``."""
+    """A buffer argument. Parameters are assumed not to overlap, unless equal names in ``Kernel.aliases``.
+
+    ``of`` is the buffer's own dtype where the kernel reads it as words of ``dtype`` instead, several elements each, the
+    first in the lowest bits.
+    """
 
     name: str
     dtype: DType
     shape: Shape
     access: Access = Access.IN
+    of: DType | None = None
+
+    @property
+    def stored(self) -> DType:
+        """The dtype of the buffer that is passed."""
+        return self.of or self.dtype
+
+    @property
+    def elements(self) -> DimLike:
+        """Elements of the buffer: those of ``stored``."""
+        return product(self.shape) * (self.dtype.bits // self.stored.bits)
 
 
 @dataclass(frozen=True, eq=False)

@@ -237,6 +237,8 @@ def combine_atomic(fn: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _view(kernel: Kernel, param: Param, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if param.of is not None and array.dtype == param.of.numpy and array.flags.c_contiguous:
+        array = array.reshape(-1).view(param.dtype.numpy)
     if array.dtype != param.dtype.numpy or array.size != np.prod(shape, dtype=np.int64) or not array.flags.c_contiguous:
         raise InvalidModelError(
             f"parameter {param.name} of kernel {kernel.name}: expected contiguous {param.dtype}{list(shape)}, "

@@ -178,7 +178,8 @@ class _Parser:
         self.expect(":")
         access = Access(self.name())
         self.buffers[name] = self.dtype()
-        return Param(name, self.buffers[name], self.indices(), access)
+        shape = self.indices()
+        return Param(name, self.buffers[name], shape, access, self.dtype() if self.take("of") else None)
 
     def block(self) -> Block:
         self.expect("{")

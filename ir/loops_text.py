@@ -77,7 +77,7 @@ def _text(kernel: Kernel, name: str, notes: str) -> str:
 
 
 def _param(param: Param) -> str:
-    return f"{param.name}: {param.access} {param.dtype}{_indices(param.shape)}"
+    return f"{param.name}: {param.access} {param.dtype}{_indices(param.shape)}{f' of {param.of}' if param.of else ''}"
 
 
 def _indices(indices: Iterable[DimLike]) -> str:

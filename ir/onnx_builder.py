@@ -21,6 +21,12 @@ from tcompile.ir.ops import evaluate, infer
 
 _FAR = 2**40  # beyond every extent
 _FOLD_LIMIT = 1 << 14  # elements of a constant result that is computed here; larger ones are left to the folding pass
+_CODES_LIMIT = 64  # elements up to which 8-bit integers are numbers like others; more are codes of quantised weights
+
+
+def _is_codes(content: np.ndarray, wide: TensorType) -> bool:
+    """Whether a conversion is that of quantised weights, which passes want as integers."""
+    return content.dtype.kind in "iu" and content.dtype.itemsize == 1 and wide.dtype.bits > 8 and content.size > _CODES_LIMIT
 
 
 class ImportBuilder(Builder):
@@ -110,6 +116,7 @@ class ImportBuilder(Builder):
             return contents[0].reshape(types[0].shape)  # a view: free at any size
         if all(content is not None and content.dtype != object for content in contents):
             foldable = types[0].is_static and types[0].size <= _FOLD_LIMIT and all(content.size <= _FOLD_LIMIT for content in contents)
+            foldable = foldable and not (op == "convert" and _is_codes(contents[0], types[0]))
             return _fold(op, contents, attrs, types[0]) if foldable else None
         content = onnx_content.evaluate(op, contents, [value.type for value in inputs], attrs, self.symbols)
         return None if content is None else onnx_content.settle(content, types[0].dtype)

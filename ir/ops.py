@@ -15,6 +15,7 @@ from tcompile.ir import (
     ops_contraction,
     ops_control,
     ops_indexing,
+    ops_interleaved,
     ops_layout,
     ops_movement,
     ops_order,
@@ -26,7 +27,10 @@ from tcompile.ir.dims import DimError
 from tcompile.ir.graph import Graph, TensorType
 from tcompile.ir.opspec import KINDS, REGISTRY, OpSpec, RuleError
 
-SUBJECTS = (ops_structure, ops_movement, ops_indexing, ops_order, ops_contraction, ops_reduction, ops_control, ops_layout, ops_winograd)
+SUBJECTS = (
+    ops_structure, ops_movement, ops_indexing, ops_order, ops_contraction, ops_reduction, ops_control, ops_layout, ops_interleaved,
+    ops_winograd,
+)  # fmt: skip
 
 
 def spec(op: str) -> OpSpec:

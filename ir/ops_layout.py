@@ -134,7 +134,7 @@ register(
 _CONV_ATTRS = {"strides": "ints", "dilation": "ints", "dtype": "dtype"}
 
 
-def _spatial(x: tuple[DimLike, ...], kernel: tuple[DimLike, ...], attrs: Attrs) -> tuple[DimLike, ...]:
+def output_extents(x: tuple[DimLike, ...], kernel: tuple[DimLike, ...], attrs: Attrs) -> tuple[DimLike, ...]:
     """The output extents of a convolution without padding."""
     need_length("strides", attrs["strides"], len(x))
     need_length("dilation", attrs["dilation"], len(x))
@@ -151,7 +151,7 @@ def _infer_conv_blocked(types: Types, attrs: Attrs, regions: object) -> Types:
     if differ(x.shape[1], w.shape[1] * groups) or differ(x.shape[-1], w.shape[-2]):
         raise RuleError(f"{groups} groups of {w.shape[1]} input blocks of {w.shape[-2]}", x)
     need(w.shape[0] % groups == 0, f"output blocks in {groups} groups", w)
-    spatial = _spatial(x.shape[2:-1], w.shape[2:-2], attrs)
+    spatial = output_extents(x.shape[2:-1], w.shape[2:-2], attrs)
     return (TensorType(attrs["dtype"], (x.shape[0], w.shape[0], *spatial, w.shape[-1])),)
 
 
@@ -161,14 +161,14 @@ def _evaluate_conv_blocked(arrays: Arrays, attrs: Attrs, regions: object, env: E
     # [O/B, I/B, kernel, Bi, Bo] -> [O, I, kernel]
     order = (0, w.ndim - 1, 1, w.ndim - 2, *range(2, 2 + kernel))
     plain = w.transpose(order).reshape(w.shape[0] * w.shape[-1], w.shape[1] * w.shape[-2], *w.shape[2:-2])
-    return (_blocked_result(_channels_first(x), plain, attrs, env, attrs["groups"], w.shape[-1]),)
+    return (blocked_result(channels_first(x), plain, attrs, env, attrs["groups"], w.shape[-1]),)
 
 
-def _channels_first(x: np.ndarray) -> np.ndarray:
+def channels_first(x: np.ndarray) -> np.ndarray:
     return np.moveaxis(x, -1, 2).reshape(x.shape[0], x.shape[1] * x.shape[-1], *x.shape[2:-1])
 
 
-def _blocked_result(x: np.ndarray, w: np.ndarray, attrs: Attrs, env: Env, groups: int, block: int) -> np.ndarray:
+def blocked_result(x: np.ndarray, w: np.ndarray, attrs: Attrs, env: Env, groups: int, block: int) -> np.ndarray:
     nothing = (0,) * (x.ndim - 2)
     plain = {**attrs, "lhs_dilation": (1,) * (x.ndim - 2), "low": nothing, "high": nothing, "groups": groups}
     (out,) = REGISTRY["conv"].evaluate((x, w), plain, (), env)
@@ -193,13 +193,13 @@ def _infer_conv_stem(types: Types, attrs: Attrs, regions: object) -> Types:
     need(x.rank >= 3 and w.rank == x.rank + 1, "x [N, I, spatial] and w [O/B, I, kernel, B]", f"{x}, {w}")
     if differ(x.shape[1], w.shape[1]):
         raise RuleError(f"{w.shape[1]} input channels", x)
-    return (TensorType(attrs["dtype"], (x.shape[0], w.shape[0], *_spatial(x.shape[2:], w.shape[2:-1], attrs), w.shape[-1])),)
+    return (TensorType(attrs["dtype"], (x.shape[0], w.shape[0], *output_extents(x.shape[2:], w.shape[2:-1], attrs), w.shape[-1])),)
 
 
 def _evaluate_conv_stem(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
     x, w = arrays
     plain = np.moveaxis(w, -1, 1).reshape(w.shape[0] * w.shape[-1], *w.shape[1:-1])
-    return (_blocked_result(x, plain, attrs, env, 1, w.shape[-1]),)
+    return (blocked_result(x, plain, attrs, env, 1, w.shape[-1]),)
 
 
 register(
@@ -220,14 +220,14 @@ def _infer_depthwise(types: Types, attrs: Attrs, regions: object) -> Types:
     need(x.rank >= 4 and w.rank == x.rank - 1, "x [N, C/B, spatial, B] and w [C/B, kernel, B]", f"{x}, {w}")
     if differ(x.shape[1], w.shape[0]) or differ(x.shape[-1], w.shape[-1]):
         raise RuleError(f"{w.shape[0]} blocks of {w.shape[-1]}", x)
-    return (TensorType(attrs["dtype"], (*x.shape[:2], *_spatial(x.shape[2:-1], w.shape[1:-1], attrs), x.shape[-1])),)
+    return (TensorType(attrs["dtype"], (*x.shape[:2], *output_extents(x.shape[2:-1], w.shape[1:-1], attrs), x.shape[-1])),)
 
 
 def _evaluate_depthwise(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
     x, w = arrays
     channels = w.shape[0] * w.shape[-1]
     plain = np.moveaxis(w, -1, 1).reshape(channels, 1, *w.shape[1:-1])
-    return (_blocked_result(_channels_first(x), plain, attrs, env, max(channels, 1), w.shape[-1]),)
+    return (blocked_result(channels_first(x), plain, attrs, env, max(channels, 1), w.shape[-1]),)
 
 
 register(

@@ -101,8 +101,7 @@ class _Run:
         env = dict(zip(call.kernel.dims, values, strict=True))
         arrays = []
         for buffer, param in zip(call.buffers, call.kernel.params, strict=True):
-            extents = [int(compile_dim(extent)(env)) for extent in param.shape]
-            arrays.append(self.array(buffer, int(np.prod(extents, dtype=np.int64))))
+            arrays.append(self.array(buffer, int(compile_dim(param.elements)(env))))
         status = run_kernel(call.kernel, arrays, values)
         if status is not None:
             raise ProgramStop(status, call.source, call.kernel.name)

@@ -97,7 +97,7 @@ class _Verifier:
         self._need(len(call.dims) == len(kernel.dims), f"{kernel.name} takes {len(kernel.dims)} dims", f"{len(call.dims)} given")
         self._bound(call.dims, bound, f"call of {kernel.name}")
         for buffer, param in zip(call.buffers, kernel.params, strict=True):
-            self._need(buffer.dtype == param.dtype, f"{kernel.name}: {param.name} is {param.dtype}", f"{buffer.name}: {buffer.dtype}")
+            self._need(buffer.dtype == param.stored, f"{kernel.name}: {param.name} is {param.stored}", f"{buffer.name}: {buffer.dtype}")
             if param.access is Access.IN:
                 self._read(buffer, written)
         for buffer, param in zip(call.buffers, kernel.params, strict=True):

@@ -22,8 +22,9 @@ class Target:
     are exact single instructions, ``nan_minmax`` that one instruction computes a minimum that propagates NaN,
     ``saturating_casts`` that float to integer conversions saturate, ``early_loads`` that the elements of a matrix's rows wait
     in a register each, where others multiply by them from memory.
-    ``fma_ports`` vector FMAs start each cycle and take ``fma_latency`` cycles, while ``load_ports`` loads do. Cache sizes
-    are bytes a core may count on. ``host_ops`` says that Python runs the models there, and so can run operators on strings.
+    ``fma_ports`` vector FMAs start each cycle and take ``fma_latency`` cycles, while ``load_ports`` loads do; ``issue_width``
+    operations start in all. Cache sizes are bytes a core may count on. ``host_ops`` says that Python runs the models there, and
+    so can run operators on strings.
     ``channel_block`` is how many channels lie together in the layout of convolutions: few, since a layer pays for lanes that are
     no channel, but a whole register; 0: the graph keeps ONNX's layouts.
     """
@@ -43,6 +44,7 @@ class Target:
     fma_ports: int = 2
     fma_latency: int = 4
     load_ports: int = 2
+    issue_width: int = 6
     l1_bytes: int = 32 << 10
     l2_bytes: int = 512 << 10
     l3_bytes: int = 4 << 20
@@ -58,6 +60,16 @@ class Target:
     def backend(self) -> str:
         """Which templates, schedule and emitter make its code."""
         return "cpu"
+
+    @property
+    def dot_parts(self) -> int:
+        """Into how many parts words are taken by the instruction that multiplies the parts and adds the products.
+
+        4: bytes, unsigned by signed (VNNI, i8mm); 2: signed halves (every x86); 0: there is none that beats an FMA.
+        """
+        if not {"avx512vnni", "avxvnni", "i8mm"}.isdisjoint(self.features):
+            return 4
+        return 2 if self.arch == "x86_64" else 0
 
     @property
     def float_lanes(self) -> int:

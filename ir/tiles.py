@@ -52,17 +52,35 @@ def channel_block(target: Target, dtypes: Iterable[DType]) -> int:
     return 16 if any(not dtype.is_float for dtype in dtypes) else target.channel_block
 
 
-def fits(target: Target, rows: int, vectors: int, broadcasts: int = 1) -> bool:
+@dataclass(frozen=True)
+class Step:
+    """What one multiplication and addition of vectors takes: registers beside its operands, operations, cycles until its sum is there."""
+
+    spare: int = 0
+    operations: int = 1
+    latency: float | None = None  # None: that of an FMA
+
+
+FMA = Step()
+HALVES = Step(spare=1, operations=2, latency=1.0)  # a multiplication of pairs into a register of its own, an addition
+
+
+def fits(target: Target, rows: int, vectors: int, broadcasts: int = 1, step: Step = FMA) -> bool:
     """Whether accumulators, one row of weights and the broadcasts stay in registers."""
-    return rows * vectors + vectors + broadcasts <= target.vector_registers
+    return rows * vectors + vectors + broadcasts + step.spare <= target.vector_registers
 
 
-def matrix_fits(target: Target, rows: int, vectors: int) -> bool:
+def matrix_fits(target: Target, rows: int, vectors: int, step: Step = FMA) -> bool:
     """Whether a tile stays in registers whose rows' elements lie apart in memory."""
-    return fits(target, rows, vectors, rows if target.early_loads else 1)
+    return fits(target, rows, vectors, rows if target.early_loads else 1, step)
 
 
-def best_tile(target: Target, rows: DimLike, columns: int, lane_count: int) -> Tile:
+def dot_step(target: Target, parts: int) -> Step:
+    """The step of words of ``parts`` parts."""
+    return HALVES if parts == 2 and target.dot_parts == 2 else FMA
+
+
+def best_tile(target: Target, rows: DimLike, columns: int, lane_count: int, step: Step = FMA) -> Tile:
     """The tile that needs the fewest cycles for a matrix of ``rows`` (symbolic: many) x ``columns``."""
     total = max(-(-columns // lane_count), 1)
     limit = rows if isinstance(rows, int) and rows else MANY_ROWS
@@ -70,25 +88,28 @@ def best_tile(target: Target, rows: DimLike, columns: int, lane_count: int) -> T
     for vectors in range(1, min(total, 8) + 1):
         for height in range(1, min(limit, MOST_ROWS) + 1):
             # run-time row counts are covered by a power of two and its halves
-            if not matrix_fits(target, height, vectors) or (not isinstance(rows, int) and height not in (1, 2, 4, 8)):
+            if not matrix_fits(target, height, vectors, step) or (not isinstance(rows, int) and height not in (1, 2, 4, 8)):
                 continue
-            work = _work(target, limit, total, height, vectors)
+            work = _work(target, limit, total, height, vectors, step)
             if best is None or work < best[0]:
                 best = work, Tile(height, vectors, lane_count)
     assert best is not None, target
     return best[1]
 
 
-def _work(target: Target, rows: int, vectors: int, height: int, width: int) -> float:
+def _work(target: Target, rows: int, vectors: int, height: int, width: int, step: Step) -> float:
     """Cycles per term over the whole matrix."""
     panels = -(-vectors // width)
     full, rest = divmod(rows, height)
-    return panels * (full * step_cycles(target, height, width) + (step_cycles(target, rest, width) if rest else 0))
+    return panels * (full * step_cycles(target, height, width, step) + (step_cycles(target, rest, width, step) if rest else 0))
 
 
-def step_cycles(target: Target, height: int, width: int) -> float:
+def step_cycles(target: Target, height: int, width: int, step: Step = FMA) -> float:
     """Cycles of one step of a tile: its FMAs, the latency where they are few, or its loads; and a little for the loop."""
-    return max(height * width / target.fma_ports, target.fma_latency + 0.3, (height + width) / target.load_ports) + 0.2
+    latency = target.fma_latency if step.latency is None else step.latency
+    loads = height + width
+    issued = (height * width * step.operations + loads) / target.issue_width
+    return max(height * width / target.fma_ports, latency + 0.3, loads / target.load_ports, issued) + 0.2
 
 
 def attention_tiles(target: Target, rows: DimLike, keys: int, columns: int, depth: int) -> tuple[Tile, Tile]:
@@ -113,14 +134,14 @@ def attention_tiles(target: Target, rows: DimLike, keys: int, columns: int, dept
     return best[1], best[2]
 
 
-def panel_width(target: Target, rows: DimLike, terms: int, columns: int, dtype: DType) -> int:
+def panel_width(target: Target, rows: DimLike, terms: int, columns: int, dtype: DType, step: Step = FMA) -> int:
     """How wide to pack a constant matrix of ``terms`` x ``columns`` for a product with ``rows`` rows; ``dtype`` is that of the sums."""
     lane_count = lanes(target, dtype)
     if is_streamed(target, rows, terms, columns, dtype):
         vectors = max((1, 2, 4), key=lambda vectors: (side_by_side(target, rows, vectors), vectors))
         if side_by_side(target, rows, vectors) * vectors * lane_count <= columns:
             return vectors * lane_count
-    return best_tile(target, rows, columns, lane_count).columns
+    return best_tile(target, rows, columns, lane_count, step).columns
 
 
 def is_streamed(target: Target, rows: DimLike, terms: int, columns: int, dtype: DType) -> bool:

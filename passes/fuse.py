@@ -24,7 +24,16 @@ from tcompile.ir.dims import Range
 from tcompile.ir.graph import Graph, Node, Value
 from tcompile.ir.target import Target
 from tcompile.passes.fuse_costs import cost, estimate
-from tcompile.passes.fuse_groups import CONTRACTIONS, PLAIN_CONTRACTIONS, Group, Kind, Surroundings, is_contraction, reduces_trailing
+from tcompile.passes.fuse_groups import (
+    CONTRACTIONS,
+    PLAIN_CONTRACTIONS,
+    Group,
+    Kind,
+    Surroundings,
+    is_code,
+    is_contraction,
+    reduces_trailing,
+)
 from tcompile.passes.fuse_regions import border_reshapes, fused_node
 
 REPEATS = 3  # kernels that may each evaluate a cheap expression rather than share a buffer
@@ -124,9 +133,30 @@ class _Planner:
 
     def _join_all(self, node: Node, readers: list[Group]) -> list[Group]:
         """All readers take the node, or none: a value that is stored anyway is read, not computed again."""
+        if is_code(node):
+            below = self._contraction_below(node)
+            if below is not None and any(group.anchor or group.awaited not in (None, below) for group in readers):
+                return []  # another contraction's codes: its own kernel writes them, narrower than its sums
+            for group in readers:
+                group.awaited = below
         if len(readers) > 1 and not all(group.can_repeat(node) for group in readers):
             return []
         return [group for group in readers if group.absorb(node)]
+
+    def _contraction_below(self, node: Node) -> Node | None:
+        """The contraction that a code is made of, through elementwise nodes that nothing else reads."""
+        pending, seen = [node], set()
+        while pending:
+            made = pending.pop()
+            if is_contraction(made):
+                return made
+            for value in made.inputs:
+                inner = self.producers.get(value)
+                if inner is not None and inner not in seen and (inner.op in ("map", "convert") or is_contraction(inner)):
+                    seen.add(inner)
+                    if len(self.users.get(value, ())) == 1 and not is_code(inner):
+                        pending.append(inner)
+        return None
 
     def _repeatable(self, node: Node) -> bool:
         """Cheap, and reading its operands again costs no more than reading its result."""

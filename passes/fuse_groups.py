@@ -21,12 +21,12 @@ RECOMPUTE_BUDGET = 4.0  # extra work per root element that a kernel may spend ra
 MAX_MEMBERS = 64  # larger kernels gain nothing and compile slowly
 CONTRACTIONS = {
     "dot_general": "dot", "dot_packed": "dot", "conv_blocked": "conv", "depthwise_blocked": "conv", "conv_stem": "conv",
-    "conv_winograd": "conv",
+    "conv_winograd": "conv", "dot_interleaved": "dot", "conv_interleaved": "conv",
 }  # fmt: skip
 
 PLAIN_CONTRACTIONS = {**CONTRACTIONS, "conv": "conv"}  # where convolutions keep ONNX's layout
 
-BORDER_WRITERS = frozenset({"conv_blocked", "conv_stem", "conv_winograd", "depthwise_blocked"})
+BORDER_WRITERS = frozenset({"conv_blocked", "conv_stem", "conv_interleaved", "conv_winograd", "depthwise_blocked"})
 
 
 class Kind(StrEnum):
@@ -66,6 +66,7 @@ class Group:
     attention: Attention | None = None
     masks: set[Value] = field(default_factory=set)  # what the scores of an attention are made of beside its product
     columns: Shape | None = None  # extents of the axes that a ROWS kernel reduces
+    awaited: Node | None = None  # the contraction that a code in the kernel is made of, before it is the anchor
     before_anchor: set[Node] = field(default_factory=set)
     extra: float = 0.0
 
@@ -303,6 +304,11 @@ class Group:
 def is_contraction(node: Node, contractions: Mapping[str, str] = CONTRACTIONS) -> bool:
     """Whether a template makes a kernel around this node; others get naive loops of their own."""
     return node.op in contractions and all(value.dtype.bits >= 8 for value in node.inputs)
+
+
+def is_code(node: Node) -> bool:
+    """Whether a node makes narrow integers of floats: the last step of a quantised layer."""
+    return node.op == "convert" and node.inputs[0].dtype.is_float and node.output.dtype.is_integer and node.output.dtype.bits <= 16
 
 
 def reduces_trailing(node: Node) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from tcompile.ir.build import Builder
 from tcompile.ir.graph import Node, Value
 from tcompile.passes.layout_forms import Forms, pack_array, padded_to
+from tcompile.passes.layout_integer import conv_interleaved, word_parts
 from tcompile.passes.layout_transposed import assign_transposed
 from tcompile.passes.layout_winograd import assign_winograd, winograd_pays
 
@@ -35,7 +36,7 @@ def assign_conv(node: Node, forms: Forms) -> bool:
     per_group, outputs = weights.shape[1], weights.shape[0]
     common = {name: node.attrs[name] for name in ("strides", "dilation", "dtype")}
     b = forms.b
-    if groups == 1 and channels < STEM_CHANNELS and not forms.native(x):
+    if groups == 1 and channels < STEM_CHANNELS and not forms.native(x) and word_parts(node, forms) is None:
         padded = _padded(b, forms.plain(x), node, lanes=False)
         result = b.emit("conv_stem", padded, b.constant(pack_array(weights, 0, forms.block)), **common)
     elif groups > 1 and per_group == 1 and outputs == channels:
@@ -46,6 +47,10 @@ def assign_conv(node: Node, forms: Forms) -> bool:
         if joined is None:
             return False
         weights, groups = joined
+        parts = word_parts(node, forms)
+        if parts is not None:
+            forms.set_blocked(node.output, conv_interleaved(node, forms, weights, groups, parts), 0.0)
+            return True
         if groups == 1 and forms.winograd and winograd_pays(node, weights, forms):
             assign_winograd(node, weights, forms)
             return True

@@ -15,6 +15,7 @@ from tcompile.ir.ops_contraction import free_axes
 from tcompile.ir.ops_layout import pack_panels
 from tcompile.ir.tiles import accumulator_type, panel_width
 from tcompile.passes.layout_forms import Forms
+from tcompile.passes.layout_integer import dot_interleaved, word_parts
 
 
 def assign_dot(node: Node, forms: Forms) -> bool:
@@ -30,6 +31,11 @@ def assign_dot(node: Node, forms: Forms) -> bool:
     rows = product(a.shape[k] for k in free_a)
     if matrix.shape[1] == 0:
         return False  # no panels
+    parts = word_parts(node, forms)
+    if parts is not None:
+        left = _rows_by_terms(forms, forms.plain(a), (*free_a, *contract_a), (rows, terms))
+        forms.set_plain(node.output, forms.b.reshape(dot_interleaved(forms, left, matrix, rows, parts), node.output.shape))
+        return True
     width = panel_width(forms.target, rows, *matrix.shape, accumulator_type(a.dtype, b.dtype, node.attrs["dtype"]))
     left = _rows_by_terms(forms, forms.plain(a), (*free_a, *contract_a), (rows, terms))
     panels = forms.b.constant(pack_panels(matrix, width))

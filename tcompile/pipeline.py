@@ -83,10 +83,12 @@ def passes(target: Target) -> tuple[Pass, ...]:
     from tcompile.passes.fold import FoldConstants
     from tcompile.passes.fuse import Fuse
     from tcompile.passes.layout import AssignLayouts
+    from tcompile.passes.quantised import IntegerContractions
     from tcompile.passes.recognise import Recognise
 
     return (
         Canonicalise(),
+        IntegerContractions(target),
         FoldConstants(),
         Recognise(),
         AssignLayouts(target),

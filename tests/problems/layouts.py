@@ -84,3 +84,27 @@ def conv_winograd(case: Case, dtype: DType, kernel: int, axes: int) -> None:
     x = case.operand(dtype, (case.extent(among=(0, 1, 2)), blocks, *space, block))
     u = case.operand(dtype, (form_of(kernel, axes).values, outputs, blocks, block, block), constant=0.5)
     case.emit("conv_winograd", x, u, kernel=kernel, size=size, low=low, dilation=dilation, dtype=dtype)
+
+
+WORDS = {2: (dtypes.I16, dtypes.I16), 4: (dtypes.U8, dtypes.I8)}
+
+
+@problem("dot_interleaved", [dtypes.I32], parts=[2, 4])
+def dot_interleaved(case: Case, dtype: DType, parts: int) -> None:
+    """Rows of words times panels of words."""
+    terms, columns, width = case.choice((0, 1, 5, 33)), case.choice((1, 16, 17, 50)), case.choice((8, 16, 32))
+    left, right = WORDS[parts]
+    a = case.operand(left, (*case.shape(case.integer(0, 2)), terms * parts))
+    b = case.operand(right, (-(-columns // width), terms, width, parts), constant=0.5)
+    case.emit("dot_interleaved", a, b, columns=columns)
+
+
+@problem("conv_interleaved", [dtypes.I32], parts=[2, 4], rank=[1, 2, 3])
+def conv_interleaved(case: Case, dtype: DType, parts: int, rank: int) -> None:
+    """Blocked in and out, words of channels."""
+    kernel, space, attrs = _geometry(case, rank)
+    words, block, groups, inputs = case.choice((1, 4)), case.choice((8, 16)), case.choice((1, 2)), case.choice((1, 2))
+    left, right = WORDS[parts]
+    x = case.operand(left, (case.extent(among=(0, 1, 2)), groups * inputs, *space, words * parts))
+    w = case.operand(right, (groups * case.choice((1, 2)), inputs, *kernel, words, block, parts), constant=0.5)
+    case.emit("conv_interleaved", x, w, **attrs, groups=groups)

@@ -1,0 +1,114 @@
+"""Integer convolutions and matrix products on words: the loops of ``cpu_conv.py`` and ``cpu_gemm.py`` with a dot product as their step.
+
+A word holds 2 or 4 neighbouring terms of an activation, or of the weights of one column: each step multiplies part by
+part and adds all products to an i32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tcompile.codegen.access import ravel
+from tcompile.codegen.cpu_conv import BlockedConv
+from tcompile.codegen.cpu_epilogue import anchor
+from tcompile.codegen.cpu_gemm import PackedGemm, Problem, packed_tile
+from tcompile.codegen.cpu_tile import words_dot
+from tcompile.codegen.draft import Scope
+from tcompile.codegen.nest import Nest
+from tcompile.codegen.templates import Built, template
+from tcompile.ir import dims
+from tcompile.ir.dims import DimLike, Shape
+from tcompile.ir.dtypes import I32, DType
+from tcompile.ir.graph import Node
+from tcompile.ir.loops import Expr, Load, LoopKind
+from tcompile.ir.target import Target
+from tcompile.ir.tiles import Tile, dot_step
+
+UNROLL = 8  # words of one turn
+
+
+@contextmanager
+def unrolled(nest: Nest, extent: DimLike) -> Iterator[DimLike]:
+    """A loop over the words of a block: a few at a time, since the loop's own operations have no free slot."""
+    most = next((k for k in range(min(extent, UNROLL), 0, -1) if extent % k == 0), 1) if isinstance(extent, int) else 1
+    with nest.loop(dims.floordiv(extent, most)) as step, nest.loop(most, LoopKind.UNROLLED) as word:
+        yield step * most + word
+
+
+class InterleavedConv(BlockedConv):
+    """conv_interleaved: x [N, I/A, spatial, A], w [O/B, I/g/A, kernel, A/G, B, G]."""
+
+    def _geometry(self) -> None:
+        self.kernel = self.w.shape[2:-3]
+        self.parts = self.w.shape[-1]
+        self.taps = (self.w.shape[1], *self.kernel, self.w.shape[-3])
+        self.step, self.combine = dot_step(self.target, self.parts), words_dot(self.parts)
+
+    def load(self, image: DimLike, group: DimLike, position: Shape, tap: Shape) -> Expr:
+        block, *kernel, word = tap
+        block = group * self.w.shape[1] + block
+        shape = (*self.x.shape[:-1], self.w.shape[-3])
+        if self.flat:
+            place = ((image * shape[1] + block) * dims.product(shape[2:-1]) + position[0]) * shape[-1] + word
+        else:
+            place = ravel((image, block, *self._source(position, tuple(kernel)), word), shape)
+        return Load(self.draft.words(self.x), (place,), I32)
+
+    @contextmanager
+    def _terms(self) -> Iterator[Shape]:
+        with self.nest.loops(self.taps[:-1]) as outer, unrolled(self.nest, self.taps[-1]) as word:
+            yield (*outer, word)
+
+    def weight(self, block: DimLike, lane: DimLike, tap: Shape) -> Expr:
+        return Load(self.draft.words(self.w), (ravel((block, *tap, lane), self.w.shape[:-1]),), I32)
+
+
+class InterleavedGemm(PackedGemm):
+    """dot_interleaved: a [..., K], b [panels, K/G, width, G]."""
+
+    def _problem(self) -> Problem:
+        a, b = self.core.inputs
+        self.combine = words_dot(b.shape[-1])
+        return Problem(dims.product(a.shape[:-1]), self.core.attrs["columns"], b.shape[1], I32)
+
+    def _tile(self) -> Tile:
+        _, b = self.core.inputs
+        return packed_tile(self.target, self.problem, b.shape[2], dot_step(self.target, b.shape[-1]))
+
+    def left(self, batch: DimLike, row: DimLike, term: DimLike) -> Expr:
+        return Load(self.draft.words(self.core.inputs[0]), (row * self.problem.terms + term,), I32)
+
+    def weights(self) -> str:
+        return self.draft.words(self.core.inputs[1])
+
+    @property
+    def item(self) -> DType:
+        """A word."""
+        return I32
+
+
+@template("conv_interleaved")
+@template("fused.conv")
+def interleaved_conv(node: Node, scope: Scope, target: Target) -> list[Built] | None:
+    """The kernel of an interleaved convolution, alone or with its epilogue; None for other convolutions."""
+    core = anchor(node)
+    if core is None or core.op != "conv_interleaved":
+        return None
+    draft = InterleavedConv(node, scope, target, "conv_int").write()
+    draft.flops *= core.inputs[1].shape[-1]
+    draft.tags["template"] = "interleaved conv"
+    return [Built(*draft.finish())]
+
+
+@template("dot_interleaved")
+@template("fused.dot")
+def interleaved_gemm(node: Node, scope: Scope, target: Target) -> list[Built] | None:
+    """The kernel of an interleaved product, alone or with its epilogue; None for other products."""
+    core = anchor(node)
+    if core is None or core.op != "dot_interleaved":
+        return None
+    draft = InterleavedGemm(node, scope, target, "gemm_int").write()
+    draft.flops *= core.inputs[1].shape[-1]
+    draft.tags["template"] = "interleaved gemm"
+    return [Built(*draft.finish())]
