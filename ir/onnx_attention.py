@@ -45,7 +45,7 @@ def attention(ctx: OpContext) -> list[Value | None]:
     shown[2] = scores.x
     probabilities = _softmax(ctx, scores).convert(q.dtype)
     shown[3] = probabilities
-    y = _grouped(probabilities, k).dot(v, batch=((0, 1), (0, 1)), contract=((4,), (2,)))
+    y = _grouped(probabilities, k).dot(v.convert(q.dtype), batch=((0, 1), (0, 1)), contract=((4,), (2,)))
     y = y.reshape(q.shape[0], q.shape[1], q.shape[2], v.shape[3])
     if flat:
         y = y.transpose(0, 2, 1, 3).reshape(q.shape[0], q.shape[2], q.shape[1] * v.shape[3])
@@ -127,6 +127,7 @@ def _apply_operand(ctx: OpContext, scores: _Scores) -> None:
     missing = scores.x.shape[-1] - mask.shape[-1]
     is_bool = mask.dtype == dtypes.BOOL
     if mask.shape[-1] != 1 and missing != 0:
+        mask = mask if is_bool else mask.convert(scores.x.dtype)
         fill = ctx.builder.constant(False if is_bool else -math.inf, mask.dtype)
         high = (*(0,) * (mask.rank - 1), dims.maximum(missing, 0))
         mask = Term(ctx.builder, ctx.builder.emit("pad", mask.value, fill, low=(0,) * mask.rank, high=high, mode="constant"))
@@ -134,7 +135,7 @@ def _apply_operand(ctx: OpContext, scores: _Scores) -> None:
     if is_bool:
         scores.keep(mask)
     else:
-        scores.x = scores.x + mask
+        scores.x = scores.x + mask.convert(scores.x.dtype)
 
 
 def _places(ctx: OpContext, count: DimLike) -> Term:

@@ -15,7 +15,7 @@ from tcompile.ir.dtypes import DType
 from tcompile.ir.graph import Value
 from tcompile.ir.onnx_context import OpContext
 from tcompile.ir.onnx_registry import onnx_op
-from tcompile.ir.terms import Term, arange, as_term, expand, floats, full, reshape
+from tcompile.ir.terms import Term, arange, as_term, expand, full, reshape
 
 
 @dataclass(frozen=True)
@@ -190,8 +190,11 @@ def _column_targets(b: Builder, padded, block, strides, dilations):
 @onnx_op("DeformConv", since=19)
 def deform_conv(ctx: OpContext) -> Value:
     """DeformConv (opset 19, 22) in two dimensions: bilinear samples at offset positions, then one contraction per group."""
-    b = ctx.builder
-    x, w, offset, bias, mask = ctx.input(0), ctx.input(1), ctx.input(2), ctx.optional(3), ctx.optional(4)
+    b, dtype = ctx.builder, ctx.input(0).dtype
+    wide = [None if (value := ctx.optional(k)) is None else b.convert(value, dtype.compute) for k in range(5)]
+    x, w, offset, bias, mask = wide
+    if x is None or w is None or offset is None:
+        ctx.invalid("it needs three operands")
     if x.rank != 4:
         ctx.fail("only two spatial dimensions are supported")
     window = read_window(ctx, x.shape[2:], w.shape[2:])
@@ -199,12 +202,12 @@ def deform_conv(ctx: OpContext) -> Value:
     places = offset.shape[2:]
     taps = dims.product(w.shape[2:])
     shift = Term(b, offset).reshape(x.shape[0], offset_groups, taps, 2, *places)
-    rows, columns = (_sample_axis(b, window, k, places) + shift.at(3, k) for k in range(2))
+    rows, columns = (_sample_axis(b, window, k, places).convert(shift.dtype) + shift.at(3, k) for k in range(2))
     columns_of = _bilinear(Term(b, x), rows, columns, offset_groups)
     if mask is not None:
         columns_of = columns_of * Term(b, mask).reshape(x.shape[0], offset_groups, 1, taps, *places)
     y = _grouped_contraction(columns_of, Term(b, w), groups, taps, places)
-    return add_bias(b, y.value, bias)
+    return b.convert(add_bias(b, y.value, bias), dtype)
 
 
 def _sample_axis(b: Builder, window: Window, axis: int, places) -> Term:
@@ -214,7 +217,7 @@ def _sample_axis(b: Builder, window: Window, axis: int, places) -> Term:
     table = as_term(b, expand(taps, 1) if axis == 0 else expand(taps, 0), dtypes.I64)
     table = table.broadcast(height, width).reshape(height * width, 1, 1)
     line = as_term(b, arange(b, places[axis]) * window.strides[axis] - window.low[axis], dtypes.I64)
-    return floats(table + (line.expand(1) if axis == 0 else line.expand(0)))
+    return table + (line.expand(1) if axis == 0 else line.expand(0))
 
 
 def _bilinear(x: Term, rows: Term, columns: Term, groups: int) -> Term:

@@ -306,7 +306,7 @@ def import_cast_like(ctx: OpContext) -> Item:
 def _cast(ctx: OpContext, dtype: DType) -> Value:
     x = ctx.input(0)
     saturate = bool(ctx.attr("saturate", 1))
-    if dtype == dtypes.F8E8M0 and x.dtype.is_float:
+    if dtype == dtypes.F8E8M0 and x.dtype != dtype:
         return _cast_to_scale(ctx, x)
     if dtype.is_integer and dtype.bits < 8 and x.dtype.is_float:
         x = ctx.builder.convert(x, dtypes.I32)  # what does not fit keeps its low bits

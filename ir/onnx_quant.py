@@ -126,11 +126,15 @@ def dynamic_quantize_linear(ctx: OpContext) -> tuple[Value, Value, Value]:
 
 
 def centred(ctx: OpContext, k: int, zero: int, like_axis: int | None = None) -> Term:
-    """Operand k as i32 less the zero point in operand ``zero``, which runs along an axis where it has more than one element."""
-    x = Term(ctx.builder, ctx.input(k)).convert(dtypes.I32)
+    """Operand k as i32 less the zero point in operand ``zero``, which runs along an axis where it has more than one element.
+
+    8-bit floats become f32.
+    """
+    x = Term(ctx.builder, ctx.input(k))
+    x = x.convert(dtypes.F32 if x.dtype.is_float else dtypes.I32)
     if is_zero(ctx, ctx.optional(zero)):
         return x
-    point = Term(ctx.builder, ctx.input(zero)).convert(dtypes.I32)
+    point = Term(ctx.builder, ctx.input(zero)).convert(x.dtype)
     return x - along(point, x, 0 if like_axis is None else like_axis)
 
 
@@ -159,6 +163,9 @@ def qlinear_conv(ctx: OpContext) -> Value:
 def requantize(ctx: OpContext, total: Term, scale: Term, zero: int) -> Term:
     """round(total * scale) + the zero point of operand ``zero``, saturated to its type."""
     value = ctx.input(zero)
+    if value.dtype.is_float:
+        real = total.convert(dtypes.F32) * scale + Term(ctx.builder, value).convert(dtypes.F32).reshape()
+        return Term(ctx.builder, ctx.builder.convert(real.value, value.dtype, saturate=True))
     low, high = integer_range(value.dtype)
     whole = (total.convert(dtypes.F32) * scale).map("round")
     if not is_zero(ctx, value):
@@ -170,7 +177,10 @@ def requantize(ctx: OpContext, total: Term, scale: Term, zero: int) -> Term:
 def qlinear_matmul(ctx: OpContext) -> Value:
     """QLinearMatMul (opset 10, 21): a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero; scales per tensor, row of a, column of b."""
     b = ctx.builder
-    total = Term(b, ctx.call("MatMul", [_rows(ctx, 0, 2).value, _columns(ctx, 3, 5).value])[0])
+    sides = [_rows(ctx, 0, 2), _columns(ctx, 3, 5)]
+    if any(x.dtype.is_float for x in sides):
+        sides = [x.convert(dtypes.F32) for x in sides]
+    total = Term(b, ctx.call("MatMul", [x.value for x in sides])[0])
     left = _broadcast_scale(Term(b, ctx.input(1)).convert(dtypes.F32), last=False)
     right = _broadcast_scale(Term(b, ctx.input(4)).convert(dtypes.F32), last=True)
     return requantize(ctx, total, left * right / Term(b, ctx.input(6)).convert(dtypes.F32).reshape(), 7).value

@@ -97,16 +97,17 @@ def _resize(ctx: OpContext, sampling: Sampling, plans: Sequence[AxisPlan], axes:
     work = x if x.dtype.is_float and x.dtype.bits >= 32 else x.convert(dtypes.F32)
     for plan in active:
         work = _interpolate(work, plan, sampling)
-    return _back(work, x).value
+    return _back(work, x, rounds=sampling.antialias).value
 
 
 def _is_identity(plan: AxisPlan) -> bool:
     return plan.source == plan.target and (isinstance(plan.scale, Term) or plan.scale == 1.0)
 
 
-def _back(work: Term, x: Term) -> Term:
-    """The result in the operand's type; integers are clipped, because a cubic overshoots."""
+def _back(work: Term, x: Term, *, rounds: bool) -> Term:
+    """The result in the operand's type. Integers are clipped, because a cubic overshoots, and cut off unless ``rounds``."""
     if x.dtype.is_integer:
+        work = (work + 0.5).map("floor") if rounds else work
         info = np.iinfo(x.dtype.numpy)
         work = work.map("max", float(info.min)).map("min", float(info.max))
     return work.convert(x.dtype)

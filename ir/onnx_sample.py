@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tcompile.ir import dims, dtypes
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import DimLike
+from tcompile.ir.dtypes import DType
 from tcompile.ir.graph import Value
 from tcompile.ir.onnx_context import OpContext
 from tcompile.ir.onnx_registry import onnx_op
@@ -25,7 +26,7 @@ def grid_sample(ctx: OpContext) -> Value:
     x, grid = Term(ctx.builder, ctx.input(0)), Term(ctx.builder, ctx.input(1))
     rank, mode = x.rank - 2, {"bilinear": "linear", "bicubic": "cubic"}.get(ctx.attr("mode"), ctx.attr("mode"))
     aligned, padding = bool(ctx.attr("align_corners", 0)), ctx.attr("padding_mode", "zeros")
-    work = x.dtype.compute
+    work = _sampling_type(x.dtype, grid.dtype, mode)
     places = grid.shape[1:-1]
     size = dims.product(places)
     columns = []
@@ -41,9 +42,16 @@ def grid_sample(ctx: OpContext) -> Value:
     taps = [_axis_taps(place, mode) for place in columns]
     total = None
     for corner in itertools.product(*taps):
-        part = _corner(flat, corner, x.shape[2:], padding, aligned=aligned)
+        part = _corner(flat, corner, x.shape[2:], padding, aligned=aligned)  # of integers: exact where nearest, else summed in float
         total = part if total is None else total + part
     return total.convert(x.dtype).reshape(*x.shape[:2], *places).value
+
+
+def _sampling_type(data: DType, grid: DType, mode: str) -> DType:
+    """What positions and weights are computed in; sums of wide integers keep their digits."""
+    if data.is_float:
+        return data.compute
+    return grid.compute if mode == "nearest" or data.bits < 32 else dtypes.F64
 
 
 def _denormalised(place: Term, extent: DimLike, *, aligned: bool) -> Term:
@@ -105,8 +113,8 @@ def _corner(flat: Term, corner: Sequence[tuple[Term, Term | None]], extents: Seq
         index = whole if index is None else index * extent + whole
         weight = factor if weight is None or factor is None else weight * factor
     batch, channels, _ = flat.shape
-    picked = flat.take_along(index.expand(1).broadcast(batch, channels, index.shape[1]), 2).convert(flat.dtype.compute)
-    picked = picked if weight is None else picked * weight.expand(1)
+    picked = flat.take_along(index.expand(1).broadcast(batch, channels, index.shape[1]), 2)
+    picked = picked if weight is None else picked.convert(weight.dtype) * weight.expand(1)
     return inside.expand(1).where(picked, 0) if padding == "zeros" else picked
 
 

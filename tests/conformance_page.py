@@ -15,6 +15,7 @@ from tcompile.ir.dtypes import from_onnx
 from tcompile.ir.onnx_host_ops import ALWAYS, MOVING, RESOLVED
 from tcompile.ir.onnx_registry import registered
 from tcompile.ir.onnx_scope import OLDEST_OPSET
+from tests.conformance_dtypes import section
 from tests.conformance_judge import NOISY, RANDOM
 
 Key = tuple[str, str]  # domain, operator
@@ -46,6 +47,7 @@ def page(cases: Mapping[str, onnx.ModelProto | None], passing: Mapping[str, floa
         " case has several steps in a narrow type, such as\na function's body in f16, the rounding of each step counts.",
         _table(_rows(cases, passing)),
         _failures(cases, passing, reasons),
+        section(model for model in cases.values() if model is not None and len(model.graph.node) == 1),
         _judged(),
     ]
     return "\n\n".join(parts) + "\n"

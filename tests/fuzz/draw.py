@@ -204,6 +204,13 @@ def small_values(rng: np.random.Generator, kind: int, shape: Sequence[int]) -> n
     return np.asarray(rng.integers(0 if kind == TensorProto.UINT8 else -4, 5, shape)).astype(dtype)
 
 
+def stays_exact(value: Tracked, growth: float) -> bool:
+    """Whether an exact value is exact too where the axes that were summed over, squares at the most, are so many times longer."""
+    if value.kind not in FLOATS or not value.exact:
+        return value.exact
+    return value.bound * growth**2 * 2.0**value.grain < 2.0 ** _PRECISION[value.kind]
+
+
 def _tracked_input(name: str, kind: int, shape: tuple[int, ...], free: bool) -> Tracked:
     low = 0.0 if kind in (TensorProto.BOOL, TensorProto.UINT8) else None
     return Tracked(name, kind, shape, 1.0 if kind == TensorProto.BOOL else 4.0, 2 if kind in FLOATS else 0, free=free, low=low)
