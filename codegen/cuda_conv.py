@@ -12,6 +12,7 @@ from tcompile.codegen.cpu_epilogue import anchor
 from tcompile.codegen.cuda_direct import direct
 from tcompile.codegen.cuda_dot import tiled
 from tcompile.codegen.cuda_gemm import Extents, Product, sums_in
+from tcompile.codegen.cuda_tensor import TensorProduct, factors
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.lower_contraction import conv_taps
 from tcompile.codegen.templates import Built, template
@@ -80,6 +81,10 @@ class Conv(Product):
         return (image, channel, *position)
 
 
+class TensorConv(TensorProduct, Conv):
+    """The same on tensor cores."""
+
+
 @template("conv", "cuda")
 def conv(node: Node, scope: Scope, target: Target) -> list[Draft | Built] | None:
     """A convolution; depthwise ones and those of few output channels get a thread for each result."""
@@ -90,7 +95,7 @@ def conv(node: Node, scope: Scope, target: Target) -> list[Draft | Built] | None
     outputs = dims.floordiv(core.inputs[1].shape[0], core.attrs["groups"])
     if not tiled(core) or _below(outputs, _FEW_OUTPUTS):
         return direct(node, scope) if node.op == "fused" else None
-    return Conv(node, scope, target).built()
+    return (TensorConv if factors(core, target) else Conv)(node, scope, target).built()
 
 
 template("fused.conv", "cuda")(conv)

@@ -6,6 +6,7 @@ from tcompile.codegen.access import unravel
 from tcompile.codegen.cpu_epilogue import anchor
 from tcompile.codegen.cuda_direct import direct
 from tcompile.codegen.cuda_gemm import Extents, Product, sums_in
+from tcompile.codegen.cuda_tensor import TensorProduct, factors
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
@@ -66,6 +67,10 @@ class Dot(Product):
         return tuple(i for part, flat in parts for i in unravel(flat, part, self.nest.ranges))
 
 
+class TensorDot(TensorProduct, Dot):
+    """The same on tensor cores."""
+
+
 @template("dot_general", "cuda")
 def dot(node: Node, scope: Scope, target: Target) -> list[Draft | Built] | None:
     """A product of matrices; narrow ones get a thread for each result."""
@@ -73,7 +78,7 @@ def dot(node: Node, scope: Scope, target: Target) -> list[Draft | Built] | None:
     core = anchor(node)
     if core is None or core.op != "dot_general" or not tiled(core):
         return direct(node, scope) if node.op == "fused" else None
-    made = Dot(node, scope, target)
+    made = (TensorDot if factors(core, target) else Dot)(node, scope, target)
     small = [extent for extent in (made.extents.rows, made.extents.columns) if isinstance(extent, int) and extent < _FEW]
     return direct(node, scope) if small else made.built()
 

@@ -60,9 +60,18 @@ class Product:
         self.core = found
         self._open()
         self.extents = self._extents()
-        e = self.extents
-        self.tile, self.parts = choose(target, e.rows, e.columns, e.terms, e.batch)
         self.partial: Value | None = None
+        self.parts = 1
+        self._choose()
+
+    def _choose(self) -> None:
+        """Decides the tile, and into how many parts the sum is split."""
+        e = self.extents
+        self.tile, self.parts = choose(self.target, e.rows, e.columns, e.terms, e.batch)
+
+    def _sizes(self) -> tuple[int, int, int, int]:
+        """(rows, columns, terms, threads) of a block."""
+        return self.tile.rows, self.tile.columns, self.tile.terms, self.tile.threads
 
     def _open(self) -> None:
         self.draft = Draft(self.name, self.node, self.scope)
@@ -111,7 +120,7 @@ class Product:
             self.partial = Value("partial", TensorType(e.dtype, shape))
         self._main()
         self.draft.flops = 2 * e.batch * e.rows * e.columns * e.terms
-        self.draft.tags["tile"] = f"{self.tile.rows}x{self.tile.columns}x{self.tile.terms}"
+        self.draft.tags["tile"] = "x".join(map(str, self._sizes()[:3]))
         if self.partial is None:
             return [_built(self.draft, ())]
         self.draft.tags["parts"] = str(self.parts)
@@ -121,14 +130,15 @@ class Product:
         return [first, *_scheduled(self.draft, self.target, (self.partial,))]
 
     def _main(self) -> None:
-        e, tile, ranges = self.extents, self.tile, self.nest.ranges
-        tiles = dims.ceildiv(e.rows, tile.rows, ranges), dims.ceildiv(e.columns, tile.columns, ranges)
-        with thread_block(self.nest, e.batch * self.parts * tiles[1] * tiles[0], tile.threads) as block:
+        e, ranges = self.extents, self.nest.ranges
+        rows, columns, _, threads = self._sizes()
+        tiles = dims.ceildiv(e.rows, rows, ranges), dims.ceildiv(e.columns, columns, ranges)
+        with thread_block(self.nest, e.batch * self.parts * tiles[1] * tiles[0], threads) as block:
             rest = block.number
             row, rest = self._digit(block, rest, tiles[0])
             column, rest = self._digit(block, rest, tiles[1])
             part, batch = self._digit(block, rest, self.parts)
-            self._tile(block, batch, part, row * tile.rows, column * tile.columns)
+            self._tile(block, batch, part, row * rows, column * columns)
 
     def _digit(self, block: ThreadBlock, number: DimLike, extent: DimLike) -> tuple[DimLike, DimLike]:
         ranges = self.nest.ranges
@@ -136,22 +146,32 @@ class Product:
 
     def _tile(self, block: ThreadBlock, batch: DimLike, part: DimLike, row: DimLike, column: DimLike) -> None:
         nest, tile, e = self.nest, self.tile, self.extents
-        batch = block.named(batch, e.batch - 1)
-        share = dims.ceildiv(dims.ceildiv(e.terms, self.parts), tile.terms) * tile.terms
-        start = part * share
-        left = Side(partial(self.left, batch), row, e.rows, tile.rows, self.row_place)
-        right = Side(partial(self.right, batch), column, e.columns, tile.columns, self.column_place)
+        batch, start, turns = self._share(block, batch, part)
+        left, right = self._sides(batch, row, column)
         stages = [Stage(block, side, tile, e.terms, STAGES) for side in (left, right)]
         acc = nest.alloc(e.dtype, (tile.thread_rows, tile.thread_columns), Space.REGISTER)
         with nest.loop(tile.thread_rows, LoopKind.UNROLLED) as r, nest.loop(tile.thread_columns, LoopKind.UNROLLED) as c:
             nest.store(acc, (r, c), const(0, e.dtype))
-        end = e.terms if self.parts == 1 else dims.minimum(e.terms, start + share, nest.ranges)
-        turns = dims.ceildiv(end - start, tile.terms, nest.ranges)
         columns = tile.columns // tile.thread_columns
         place = dims.floordiv(block.thread, columns, nest.ranges), dims.mod(block.thread, columns, nest.ranges)
         at = [block.named(index, count - 1) for index, count in zip(place, (tile.rows // tile.thread_rows, columns), strict=True)]
         self._sum(block, stages, acc, start, turns, at)
         self._results(acc, stages, at, batch, part, row, column)
+
+    def _share(self, block: ThreadBlock, batch: DimLike, part: DimLike) -> tuple[DimLike, DimLike, DimLike]:
+        """(batch, first term, steps) of this block's part of the sum."""
+        e, terms, ranges = self.extents, self._sizes()[2], self.nest.ranges
+        batch = block.named(batch, e.batch - 1)
+        share = dims.ceildiv(dims.ceildiv(e.terms, self.parts), terms) * terms
+        start = part * share
+        end = e.terms if self.parts == 1 else dims.minimum(e.terms, start + share, ranges)
+        return batch, start, dims.ceildiv(end - start, terms, ranges)
+
+    def _sides(self, batch: DimLike, row: DimLike, column: DimLike) -> tuple[Side, Side]:
+        """The operands as the block sees them."""
+        e, (rows, columns, _, _) = self.extents, self._sizes()
+        left = Side(partial(self.left, batch), row, e.rows, rows, self.row_place)
+        return left, Side(partial(self.right, batch), column, e.columns, columns, self.column_place)
 
     def _sum(self, block: ThreadBlock, stages: list[Stage], acc: str, start: DimLike, turns: DimLike, at: list[DimLike]) -> None:
         nest, tile = self.nest, self.tile
@@ -221,8 +241,11 @@ class Product:
         return nullcontext() if dims.mod(extent, step) == 0 else self.nest.branch(compare("lt", index, extent))
 
     def _store(self, acc: str, r: DimLike, c: DimLike, batch: DimLike, part: DimLike, row: DimLike, column: DimLike) -> None:
+        self._put(Load(acc, (r, c), self.extents.dtype), batch, part, row, column)
+
+    def _put(self, value: Expr, batch: DimLike, part: DimLike, row: DimLike, column: DimLike) -> None:
+        """One result, or one part of it, leaves the kernel."""
         e = self.extents
-        value = Load(acc, (r, c), e.dtype)
         if self.partial is None:
             self.epilogue.store(self.place(batch, row, column), value)
             return

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tcompile.codegen.cuda_block import ThreadBlock
 from tcompile.codegen.cuda_tile import BlockTile
+from tcompile.codegen.nest import Nest
 from tcompile.codegen.scalar import both, cast, compare, const, select
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Shape
@@ -19,7 +20,7 @@ from tcompile.ir.dtypes import DType
 from tcompile.ir.loops import CopyAsync, Expr, Load, LoopKind, Space
 
 GROUP = 4
-_COPY_BYTES = (16, 8, 4)
+COPY_BYTES = (16, 8, 4)
 _PAD_BYTES = 16  # behind every row, so that neighbours in a column lie in different banks
 
 Element = Callable[[Shape, DimLike, Expr | None], Expr]  # (place on the free axes, term, guard)
@@ -37,6 +38,38 @@ class Side:
     extent: DimLike
     size: int
     place: Callable[[DimLike], Shape] = lambda free: (free,)
+
+
+@dataclass(frozen=True)
+class Along:
+    """How an operand lies in memory: whether terms are neighbours, and how many elements one copy can take (0: no plain load)."""
+
+    dtype: DType
+    by_terms: bool
+    width: int
+
+
+def step_along(nest: Nest, side: Side, terms: DimLike, step: int) -> Along:
+    """What the address of an element says: the axis that steps by one, and the alignment along it."""
+    free, term = nest.fresh("q"), nest.fresh("q")
+    nest.ranges[free], nest.ranges[term] = Range(0, side.extent - 1), Range(0, terms - 1)
+    with nest.nested():
+        found = side.element(side.place(dims.symbol(free)), dims.symbol(term), None)
+    if not isinstance(found, Load):
+        return Along(found.dtype, False, 0)
+    (index,) = found.indices
+    for by_terms, name, extent, size in ((True, term, terms, step), (False, free, side.extent, side.size)):
+        parts = dims.linear(index, name)
+        if parts is not None and parts[0] == 1 and found.mask is None:
+            return Along(found.dtype, by_terms, _width(nest, found.dtype, parts[1], extent, size))
+    return Along(found.dtype, False, 1)
+
+
+def _width(nest: Nest, dtype: DType, rest: DimLike, extent: DimLike, size: int) -> int:
+    for count in (number // dtype.bytes for number in COPY_BYTES if number >= dtype.bytes):
+        if size % count == 0 and dims.mod(extent, count) == 0 and dims.mod(rest, count, nest.ranges) == 0:
+            return count
+    return 1
 
 
 Reader = Callable[[DimLike], Expr]  # the register of a thread's number-th row or column
@@ -60,35 +93,14 @@ class Stage:
 
     def __init__(self, block: ThreadBlock, side: Side, tile: BlockTile, terms: DimLike, stages: int) -> None:
         self.block, self.nest, self.side, self.tile, self.terms = block, block.nest, side, tile, terms
-        self.dtype, self.by_terms, self.width, self.is_copy = self._layout()
+        found = step_along(self.nest, side, terms, tile.terms)
+        self.dtype, self.by_terms, self.width = found.dtype, found.by_terms, max(found.width, 1)
+        self.is_copy = found.width * found.dtype.bytes in COPY_BYTES
         pad = max(_PAD_BYTES // self.dtype.bytes, 1)
         shape = (side.size, tile.terms + pad) if self.by_terms else (tile.terms, side.size + pad)
         self.shape: Shape = (stages, *shape)
         self.buffer = block.alloc(self.dtype, self.shape)
         self.pieces = self._pieces()
-
-    def _layout(self) -> tuple[DType, bool, int, bool]:
-        """(dtype, whether terms are neighbours, elements of a copy, whether copies can be asynchronous)."""
-        nest = self.nest
-        free, term = nest.fresh("q"), nest.fresh("q")
-        nest.ranges[free], nest.ranges[term] = Range(0, self.side.extent - 1), Range(0, self.terms - 1)
-        with nest.nested():
-            found = self.side.element(self.side.place(dims.symbol(free)), dims.symbol(term), None)
-        if not isinstance(found, Load):
-            return found.dtype, False, 1, False
-        (index,) = found.indices
-        for by_terms, name, extent, size in ((True, term, self.terms, self.tile.terms), (False, free, self.side.extent, self.side.size)):
-            parts = dims.linear(index, name)
-            if parts is not None and parts[0] == 1 and found.mask is None:
-                width = self._width(found.dtype, parts[1], extent, size)
-                return found.dtype, by_terms, max(width, 1), width * found.dtype.bytes in _COPY_BYTES
-        return found.dtype, False, 1, found.dtype.bytes in _COPY_BYTES
-
-    def _width(self, dtype: DType, rest: DimLike, extent: DimLike, size: int) -> int:
-        for count in (number // dtype.bytes for number in _COPY_BYTES if number >= dtype.bytes):
-            if size % count == 0 and dims.mod(extent, count) == 0 and dims.mod(rest, count, self.nest.ranges) == 0:
-                return count
-        return 1
 
     # Copies -------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tcompile.ir import dims
 from tcompile.ir.dims import DimLike
 from tcompile.ir.target import GpuTarget
 
@@ -50,7 +49,7 @@ def choose(target: GpuTarget, rows: DimLike, columns: DimLike, terms: DimLike, b
     best: tuple[float, BlockTile, int] | None = None
     for tile in TILES:
         blocks = max(-(-m // tile.rows) * -(-n // tile.columns) * repeats, 1)
-        for parts in _parts(target, blocks, k, split=all(isinstance(extent, int) for extent in (rows, columns, terms, batch))):
+        for parts in split_parts(target, blocks, k, split=all(isinstance(extent, int) for extent in (rows, columns, terms, batch))):
             share = -(-k // parts)
             waves = -(-blocks * parts // target.sms)
             # results of parts are written and read once more
@@ -62,11 +61,7 @@ def choose(target: GpuTarget, rows: DimLike, columns: DimLike, terms: DimLike, b
     return best[1], best[2]
 
 
-def _parts(target: GpuTarget, blocks: int, terms: int, *, split: bool) -> list[int]:
+def split_parts(target: GpuTarget, blocks: int, terms: int, *, split: bool) -> list[int]:
+    """Into how many parts a sum may be split; one where the blocks fill the machine anyway."""
     most = min(target.sms // blocks, terms // _SPLIT_TERMS, _MOST_PARTS) if split and blocks < target.sms else 1
     return [1, *range(2, most + 1)]
-
-
-def steps(terms: DimLike, tile: BlockTile) -> DimLike:
-    """How often shared memory is filled."""
-    return dims.ceildiv(terms, tile.terms)

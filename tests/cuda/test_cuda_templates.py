@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,9 +23,10 @@ from tests.cuda.shim_device import ShimDevice
 RNG = np.random.default_rng(0)
 
 
-def run(graph: Graph, inputs: dict[str, np.ndarray], tolerance: float) -> None:
+def run(graph: Graph, inputs: dict[str, np.ndarray], tolerance: float, precision: str = "f32") -> None:
     """Compares every output with the interpreter's, relative to its largest value."""
-    compiled = load(artifact_of(graph, named_target(TARGET), optimised=True), device=ShimDevice())
+    target = replace(named_target(TARGET), precision=precision)
+    compiled = load(artifact_of(graph, target, optimised=True), device=ShimDevice())
     got = compiled.run(inputs)
     for name, expected in interpret(graph, inputs).items():
         wide = expected.astype(np.float64)
@@ -67,6 +69,38 @@ def test_products_of_other_types(dtype, result, terms):
     x, y = b.input("x", dtype, (18, terms)), b.input("y", dtype, (terms, 24))
     z = b.emit("dot_general", x, y, batch=((), ()), contract=((1,), (0,)), dtype=result)
     run(b.graph([z], ["z"]), {value.name: values(dtype, value.shape) for value in b.inputs}, 2e-3 if result is F16 else 1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "result"), [(F16, F16), (BF16, F32), (I8, I32)])
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
+def test_products_on_tensor_cores(dtype, result, turned):
+    """Both orders of each operand, wide copies, more than one step and tile."""
+    rows, terms, columns = 80, 160, 48
+    b = Builder()
+    x = b.input("x", dtype, (terms, rows) if turned[0] else (rows, terms))
+    y = b.input("y", dtype, (columns, terms) if turned[1] else (terms, columns))
+    z = b.emit("dot_general", x, y, batch=((), ()), contract=((0 if turned[0] else 1,), (1 if turned[1] else 0,)), dtype=result)
+    run(b.graph([z], ["z"]), {value.name: values(dtype, value.shape) for value in b.inputs}, 1e-3 if result is F16 else 1e-6)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("tf32", 1e-3), ("f16", 1e-3), ("bf16", 1e-2)])
+@pytest.mark.parametrize("columns", [24, 33])
+def test_float32_products_at_lower_precision(precision, tolerance, columns):
+    """The factors are rounded, and to no fewer bits than asked for."""
+    b = Builder()
+    x, y = b.input("x", F32, (40, 52)), b.input("y", F32, (52, columns))
+    z = b.emit("dot_general", x, y, batch=((), ()), contract=((1,), (0,)), dtype=F32)
+    run(b.graph([z], ["z"]), {value.name: values(F32, value.shape) for value in b.inputs}, tolerance, precision)
+
+
+@pytest.mark.parametrize(("dtype", "result", "precision"), [(F16, F16, "f32"), (U8, I32, "f32"), (F32, F32, "tf32"), (F32, F32, "bf16")])
+def test_convolutions_on_tensor_cores(dtype, result, precision):
+    b = Builder()
+    x, w = b.input("x", dtype, (2, 12, 7, 9)), b.input("w", dtype, (24, 12, 3, 3))
+    attrs = {"strides": (1, 1), "lhs_dilation": (1, 1), "dilation": (1, 1), "low": (1, 1), "high": (1, 1), "groups": 1}
+    z = b.emit("conv", x, w, **attrs, dtype=result)
+    tolerance = 0 if result is I32 else 1e-2 if precision == "bf16" else 1e-3
+    run(b.graph([z], ["z"]), {value.name: values(dtype, value.shape) for value in b.inputs}, tolerance, precision)
 
 
 def test_products_of_run_time_sizes():

@@ -1,0 +1,170 @@
+"""One operand of a product for the tensor cores in shared memory, and its fragments in registers.
+
+Rows of terms ([free][term]) suit ``ldmatrix``; 16-bit elements may also lie as [term][free], which it transposes. Where memory has
+another order than the stage, or another dtype, elements go through registers.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+from tcompile.codegen.cuda_block import ThreadBlock
+from tcompile.codegen.cuda_stage import COPY_BYTES, Side, step_along
+from tcompile.codegen.scalar import both, cast, compare, const, select
+from tcompile.ir import dims
+from tcompile.ir.dims import DimLike, Shape
+from tcompile.ir.dtypes import DType
+from tcompile.ir.loops import CopyAsync, Expr, Load, LoopKind, Space, Tile, TileOp
+
+ROW_BYTES = 16  # of a matrix of ldmatrix
+_PAD_BYTES = 16
+
+
+class Step(Protocol):
+    """The threads of a block and the terms of a step."""
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def terms(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Consecutive elements that a thread brings: their place in a stage, row and term, and what is known of the row."""
+
+    outer: DimLike
+    along: DimLike
+    row: DimLike
+    term: DimLike
+    place: Shape
+    inside: Expr | None
+    exists: Expr | None
+
+
+class TensorStage:
+    """The buffers of one operand, in dtype ``kind``."""
+
+    def __init__(self, block: ThreadBlock, side: Side, step: Step, terms: DimLike, stages: int, kind: DType) -> None:
+        self.block, self.nest, self.side, self.step, self.terms, self.kind = block, block.nest, side, step, terms, kind
+        found = step_along(block.nest, side, terms, step.terms)
+        self.is_copy = found.dtype == kind and found.width * kind.bytes in COPY_BYTES and (found.by_terms or kind.bytes == 2)
+        self.by_terms = found.by_terms or kind.bytes != 2
+        self.reads_along_terms = found.by_terms
+        self.width = found.width if self.is_copy else max(4 // kind.bytes, 1) if self.by_terms else 1
+        pad = _PAD_BYTES // kind.bytes
+        shape = (side.size, step.terms + pad) if self.by_terms else (step.terms, side.size + pad)
+        self.buffer = block.alloc(kind, (stages, *shape))
+        self.pieces = self._pieces()
+
+    # Filling ------------------------------------------------------------------------------------------
+
+    def _pieces(self) -> list[_Piece]:
+        side, step, ranges = self.side, self.step, self.nest.ranges
+        count = side.size * step.terms // self.width
+        high = max(side.size, step.terms) - 1
+        per_row = step.terms // self.width
+        found: list[_Piece] = []
+        for first in range(0, count, step.threads):
+            number = first + self.block.thread
+            if not self.by_terms:
+                outer = self.block.named(dims.floordiv(number, side.size // self.width, ranges), high)
+                along = self.block.named(dims.mod(number, side.size // self.width, ranges) * self.width, high)
+            elif self.is_copy or self.reads_along_terms:
+                outer = self.block.named(dims.floordiv(number, per_row, ranges), high)
+                along = self.block.named(dims.mod(number, per_row, ranges) * self.width, high)
+            else:  # neighbouring threads read neighbours of the free axis
+                outer = self.block.named(dims.mod(number, side.size, ranges), high)
+                along = self.block.named(dims.floordiv(number, side.size, ranges) * self.width, high)
+            free, term = (outer, along) if self.by_terms else (along, outer)
+            row = side.start + free
+            known = next((piece for piece in found if piece.row == row), None)
+            inside = known.inside if known else self._named(self._below(row, side.extent, side.size))
+            exists = None if first + step.threads <= count else compare("lt", number, count)
+            found.append(_Piece(outer, along, row, term, known.place if known else side.place(row), inside, exists))
+        return found
+
+    def _named(self, cond: Expr | None) -> Expr | None:
+        return None if cond is None else self.nest.let(cond)
+
+    def _below(self, index: DimLike, extent: DimLike, step: int) -> Expr | None:
+        return None if dims.mod(extent, step) == 0 else compare("lt", index, extent)
+
+    def fetch(self, slot: DimLike, first: DimLike, end: DimLike | None = None) -> str | None:
+        """Starts bringing the terms from ``first`` on; nothing beyond ``end``. Returns the registers that wait for ``put``."""
+        nest = self.nest
+        limit = None if end is None else nest.let(compare("lt", first, end))
+        if self.is_copy:
+            with nullcontext() if limit is None else nest.branch(limit):
+                for piece in self.pieces:
+                    self._copy(slot, first, piece)
+            return None
+        held = nest.alloc(self.kind, (len(self.pieces), self.width), Space.REGISTER)
+        for k, piece in enumerate(self.pieces):
+            for lane in range(self.width):
+                nest.store(held, (k, lane), self._element(first, piece, lane, both(limit, piece.exists)))
+        return held
+
+    def _copy(self, slot: DimLike, first: DimLike, piece: _Piece) -> None:
+        guard = both(piece.inside, self._below(first + piece.term, self.terms, self.step.terms))
+        value = self.side.element(piece.place, first + piece.term, guard)
+        assert isinstance(value, Load)
+        copy = CopyAsync(self.buffer, (slot, piece.outer, piece.along), value.buffer, value.indices, self.width, value.mask)
+        if piece.exists is None:
+            self.nest.emit(copy)
+            return
+        with self.nest.branch(piece.exists):
+            self.nest.emit(copy)
+
+    def _element(self, first: DimLike, piece: _Piece, lane: int, limit: Expr | None) -> Expr:
+        term = first + piece.term + lane
+        guard = both(both(limit, piece.inside), self._below(term, self.terms, self.step.terms))
+        value = cast(self.side.element(piece.place, term, guard), self.kind, saturate=False)
+        return value if guard is None else select(guard, value, const(0, self.kind))
+
+    def put(self, slot: DimLike, held: str | None) -> None:
+        """Writes what waits in registers into a stage."""
+        if held is None:
+            return
+        for k, piece in enumerate(self.pieces):
+            if piece.exists is None:
+                self._put(slot, held, k, piece)
+                continue
+            with self.nest.branch(piece.exists):
+                self._put(slot, held, k, piece)
+
+    def _put(self, slot: DimLike, held: str, k: int, piece: _Piece) -> None:
+        nest = self.nest
+        if self.width == 1:
+            nest.store(self.buffer, (slot, piece.outer, piece.along), Load(held, (k, 0), self.kind))
+            return
+        with nest.loop(self.width, LoopKind.VECTOR, self.width) as lane:
+            nest.store(self.buffer, (slot, piece.outer, piece.along + lane), Load(held, (k, lane), self.kind))
+
+    # Fragments ----------------------------------------------------------------------------------------
+
+    def load_rows(self, target: str, number: DimLike, slot: DimLike, row: DimLike, term: DimLike, lane: DimLike) -> None:
+        """16 rows x 32 bytes of terms as the left fragment ``number``."""
+        ranges, half = self.nest.ranges, ROW_BYTES // self.kind.bytes
+        if self.by_terms:
+            place = (slot, row + dims.mod(lane, 16, ranges), term + dims.floordiv(lane, 16, ranges) * half)
+            self.nest.emit(TileOp("ldmatrix_x4", (Tile(target, (number, 0)), Tile(self.buffer, place))))
+            return
+        matrix = dims.floordiv(lane, 8, ranges)
+        column = row + dims.mod(matrix, 2, ranges) * 8
+        place = (slot, term + dims.floordiv(lane, 16, ranges) * 8 + dims.mod(lane, 8, ranges), column)
+        self.nest.emit(TileOp("ldmatrix_x4_trans", (Tile(target, (number, 0)), Tile(self.buffer, place))))
+
+    def load_columns(self, target: str, number: DimLike, slot: DimLike, column: DimLike, term: DimLike, lane: DimLike) -> None:
+        """Two times 8 columns x 32 bytes of terms as the right fragments ``number`` and ``number`` + 1."""
+        ranges, half = self.nest.ranges, ROW_BYTES // self.kind.bytes
+        eight, matrix = dims.mod(lane, 8, ranges), dims.floordiv(lane, 8, ranges)
+        if self.by_terms:
+            place = (slot, column + dims.floordiv(lane, 16, ranges) * 8 + eight, term + dims.mod(matrix, 2, ranges) * half)
+            self.nest.emit(TileOp("ldmatrix_x4", (Tile(target, (number, 0)), Tile(self.buffer, place))))
+            return
+        place = (slot, term + dims.mod(matrix, 2, ranges) * 8 + eight, column + dims.floordiv(lane, 16, ranges) * 8)
+        self.nest.emit(TileOp("ldmatrix_x4_trans", (Tile(target, (number, 0)), Tile(self.buffer, place))))
