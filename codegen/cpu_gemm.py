@@ -231,7 +231,7 @@ class PackedGemm(Gemm):
 
     def _side_by_side(self, panel: DimLike, count: int) -> list[DimLike]:
         """Where the stored panels begin that a wider tile reads together; behind the last one, the last one again."""
-        total, _, width = self.core.inputs[1].shape
+        total, _, width = self.core.inputs[1].shape[:3]
         last, stored = total - 1, self.problem.terms * width
         exact = dims.mod(total, count) == 0
         places = [panel * count + k if exact else dims.minimum(panel * count + k, last, self.nest.ranges) for k in range(count)]

@@ -68,7 +68,7 @@ def test_symbolic_batch_and_width(parts, n):
 
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("target", [None, "x86-64-v4", "aarch64-linux"])
-@pytest.mark.parametrize(("rows", "terms", "columns"), [(1, 8, 17), (7, 12, 1), (33, 36, 50)])
+@pytest.mark.parametrize(("rows", "terms", "columns"), [(1, 8, 17), (7, 12, 1), (33, 36, 50), (1, 2048, 600)])
 def test_product(parts, target, rows, terms, columns):
     b = Builder()
     a = b.input("a", DTYPES[parts][0], (rows, terms))
