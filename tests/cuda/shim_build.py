@@ -119,7 +119,7 @@ def _kernel(found: re.Match[str]) -> tuple[str, str, int]:
     parameters.append("int *status")
     values.append(f"(int *)arguments[{len(arguments) - 1}]")
     body, shared = _memory(found["body"])
-    meets = bool(_MEETS.search(body))
+    meets = bool(_MEETS.search(body)) or shared > 0  # a race needs threads side by side to be seen
     launch = [
         f'extern "C" __attribute__((visibility("default"))) int shim_launch_{name}(',
         "    const long long *arguments, const unsigned *grid, const unsigned *block, unsigned dynamic, char *message)",

@@ -47,8 +47,8 @@ template <typename T, int N> struct Local {
         if (__builtin_expect((unsigned long long)at >= (unsigned long long)N, 0)) outside("a local array", at, N);
         return data[at];
     }
-    Slice<T> operator+(long long at) { return {data, at, N, "a local array"}; }
-    Slice<T> slice() { return {data, 0, N, "a local array"}; }
+    Slice<T> operator+(long long at) const { return {(T *)data, at, N, "a local array"}; }
+    Slice<T> slice() const { return {(T *)data, 0, N, "a local array"}; }
 };
 
 // Races ------------------------------------------------------------------------------------------------------
