@@ -50,7 +50,7 @@ class WinogradConv:
         self.x, self.u = self.core.inputs
         self.form = form_of(self.core.attrs["kernel"], self.x.type.rank - 3)
         self.images, self.outputs, *self.size, self.block = self.core.output.shape
-        self.inputs = self.x.shape[1]
+        self.inputs = len(self.form.offsets) * self.x.shape[1]  # blocks of V: those of each piece of the kernel
         self.dtype = self.core.attrs["dtype"].compute
         self.lanes = min(lanes(target, self.dtype), self.block)
         self.per_block = self.block // self.lanes
@@ -62,7 +62,8 @@ class WinogradConv:
         group = max(GROUP_CHANNELS // (self.wide * self.block), 1) * self.wide
         self.group = min(group, self.outputs)
         self.shares = self._shares()
-        self.draft.flops = 2 * self.core.output.type.size * self.form.kernel**self.form.axes * self.inputs * self.block
+        taps = self.core.attrs["kernel"] ** self.form.axes
+        self.draft.flops = 2 * self.core.output.type.size * taps * self.x.shape[1] * self.block
         name = "x".join([str(self.form.outputs)] * self.form.axes)
         self.draft.tags["tile"] = f"{self.together} x {name}, {self.tile.rows}x{self.tile.vectors}x{self.lanes}"
 
@@ -103,15 +104,16 @@ class WinogradConv:
     # Products -----------------------------------------------------------------------------------------
 
     def _multiply(self, v: Planes, m: Planes, lowest: DimLike, members: DimLike) -> None:
-        """All products of a group: bundles of ``wide`` output blocks, then the blocks that fill no bundle one by one."""
+        """All products of a group: bundles of ``wide`` output blocks, and a narrower one in the last group."""
         nest = self.nest
         with nest.loop(self.form.values) as value:
             bundles = dims.floordiv(members, self.wide, nest.ranges)
             with nest.loop(bundles) as bundle:
                 self._rows(v, m, value, lowest, bundle * self.wide, self.wide)
-            if self.wide > 1 and self.outputs % self.wide:
-                with nest.loop(members - bundles * self.wide) as member:
-                    self._rows(v, m, value, lowest, bundles * self.wide + member, 1)
+            rest = self.outputs % self.wide
+            if rest:
+                with nest.branch(compare("gt", members, bundles * self.wide)):
+                    self._rows(v, m, value, lowest, bundles * self.wide, rest)
 
     def _rows(self, v: Planes, m: Planes, value: DimLike, lowest: DimLike, member: DimLike, wide: int) -> None:
         full, rest = divmod(self.together, self.tile.rows)
@@ -122,11 +124,11 @@ class WinogradConv:
 
     def _product(self, v: Planes, m: Planes, value: DimLike, lowest: DimLike, member: DimLike, tile: Tile, first: DimLike) -> None:
         nest, u = self.nest, self.u
-        weights = self.draft.read(u)
+        weights, shape = self.draft.read(u), (*u.shape[:2], self.inputs, *u.shape[4:])
 
         def right(vector: int, lane: DimLike, term: Shape) -> Expr:
             part, offset = divmod(vector, self.per_block)
-            return Load(weights, (ravel((value, lowest + member + part, *term, offset * self.lanes + lane), u.shape),), u.dtype)
+            return Load(weights, (ravel((value, lowest + member + part, *term, offset * self.lanes + lane), shape),), u.dtype)
 
         acc = micro_kernel(
             nest,

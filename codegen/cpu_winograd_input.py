@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tcompile.codegen.access import ravel
 from tcompile.codegen.cpu_winograd_tiles import Patch, Planes, along_row, down_columns, linear
 from tcompile.codegen.scalar import both, compare, const, index_value
 from tcompile.ir import dims
@@ -23,15 +24,19 @@ def transform_input(conv: WinogradConv, image: DimLike, first: DimLike, count: D
     """Fills V for ``count`` tiles from the ``first``."""
     nest, size = conv.nest, conv.form.inputs
     steps = conv.core.attrs["dilation"]
-    with nest.loop(conv.inputs) as block, nest.loop(count) as tile:
-        corner = tuple(at - low for at, low in zip(conv.tiles.origin(first + tile), conv.core.attrs["low"], strict=True))
+    pieces, lows = (conv.form.pieces,) * conv.form.axes, conv.core.attrs["low"]
+    with nest.loops((*pieces, conv.x.shape[1], count)) as (*piece, source, tile):
+        taps = [number * conv.form.taps for number in piece]
+        places = zip(conv.tiles.origin(first + tile), lows, taps, steps, strict=True)
+        corner = tuple(at - low + tap * step for at, low, tap, step in places)
+        block = ravel((*piece, source), (*pieces, conv.x.shape[1]))
         with nest.loop(conv.per_block) as part:
             start = part * conv.lanes
 
             def element(*place: DimLike) -> Expr:
                 *tap, lane = place
                 position = [at + k * step for at, k, step in zip(corner, tap, steps, strict=True)]
-                return conv.draft.element(conv.x, (image, block, *position, start + lane))
+                return conv.draft.element(conv.x, (image, source, *position, start + lane))
 
             inside = _whole(conv, corner)
             if inside is None:

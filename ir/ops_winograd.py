@@ -17,26 +17,29 @@ def _infer(types: Types, attrs: Attrs, regions: object) -> Types:
     x, u = types
     need(attrs["kernel"] in BY_KERNEL, f"a kernel of {' or '.join(map(str, BY_KERNEL))} taps", attrs["kernel"])
     need(x.rank in (4, 5), "x [N, I/B, H, W, B] or [N, I/B, W, B]", x)
-    values = form_of(attrs["kernel"], x.rank - 3).values
-    need(u.rank == 5 and u.shape[0] == values, f"u [{values}, O/B, I/B, Bi, Bo]", u)
+    form = form_of(attrs["kernel"], x.rank - 3)
+    values, pieces = form.values, len(form.offsets)
+    need(u.rank == 6 and u.shape[0] == values and u.shape[2] == pieces, f"u [{values}, O/B, {pieces}, I/B, Bi, Bo]", u)
     need(x.dtype == u.dtype == attrs["dtype"] and x.dtype.is_float, "floats of one type", f"{x.dtype}, {u.dtype}, {attrs['dtype']}")
     for name in ("size", "low", "dilation"):
         need_length(name, attrs[name], x.rank - 3)
     need(min(attrs["dilation"]) >= 1 and min(attrs["low"]) >= 0, "dilations of at least 1, borders of at least 0", attrs)
-    if differ(x.shape[1], u.shape[2]) or differ(x.shape[-1], u.shape[3]):
-        raise RuleError(f"{u.shape[2]} blocks of {u.shape[3]} channels", x)
-    return (TensorType(attrs["dtype"], (x.shape[0], u.shape[1], *attrs["size"], u.shape[4])),)
+    if differ(x.shape[1], u.shape[3]) or differ(x.shape[-1], u.shape[4]):
+        raise RuleError(f"{u.shape[3]} blocks of {u.shape[4]} channels", x)
+    return (TensorType(attrs["dtype"], (x.shape[0], u.shape[1], *attrs["size"], u.shape[5])),)
 
 
 def _evaluate(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
     x, u = (convert(array, attrs["dtype"].compute).astype(np.float64) for array in arrays)
     size, form, dilation = concrete(attrs["size"], env), form_of(attrs["kernel"], x.ndim - 3), attrs["dilation"]
-    out = np.zeros((x.shape[0], u.shape[1], *size, u.shape[4]))
+    out = np.zeros((x.shape[0], u.shape[1], *size, u.shape[5]))
     for phase in itertools.product(*map(range, dilation)):
         part = out[:, :, *(slice(first, None, step) for first, step in zip(phase, dilation, strict=True))]
         tiles = [-(-extent // form.outputs) for extent in part.shape[2:-1]]
-        windows = _windows(x, form, [at - low for at, low in zip(phase, attrs["low"], strict=True)], dilation, tiles)
-        part[:] = _convolved(windows, u, form)[:, :, *map(slice, part.shape[2:-1])]
+        for piece, offset in enumerate(form.offsets):
+            start = [at - low + tap * step for at, low, tap, step in zip(phase, attrs["low"], offset, dilation, strict=True)]
+            windows = _windows(x, form, start, dilation, tiles)
+            part += _convolved(windows, u[:, :, piece], form)[:, :, *map(slice, part.shape[2:-1])]
     return (convert(out, attrs["dtype"]),)
 
 

@@ -180,9 +180,9 @@ def winograd_block(
 
     def cycles(rows: int, wide: int) -> float:
         total = 0.0
-        for count, width in ((blocks // wide, wide), (blocks % wide, 1)):
+        for count, width in ((blocks // wide, wide), (1, blocks % wide)):
             for times, height in ((together // rows, rows), (1, together % rows)):
-                if count and times and height:
+                if count and width and times and height:
                     total += count * times * (step_cycles(target, height, width * per_block) * inputs + _TILE_CYCLES)
         return total
 
@@ -201,6 +201,7 @@ def winograd_block(
 def winograd_cycles(target: Target, form: Winograd, tiles: int, inputs: int, outputs: int) -> float:
     """Estimated cycles of a Winograd convolution on one core: products, transforms, and the weights from memory."""
     rate = target.fma_ports * target.float_lanes
+    inputs *= len(form.offsets)
     products = tiles * form.values * inputs * outputs / rate
     transforms = tiles * (inputs + outputs) / target.float_lanes * _TRANSFORM_CYCLES * form.values / 36
     return max(products + transforms, form.values * 4 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)

@@ -4,13 +4,16 @@
 
 after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The points are symmetric: 0, pairs of +-p, and
 infinity. For 3x3 kernels they are 0, +-3/4, +-3/2, not the usual 0, +-1, +-2: the error is then that of a direct convolution;
-for 5x5 kernels, 0, +-1/2, +-1, +-2 err some four times as much. A NaN or infinity in an input tile spreads over the outputs of
+for larger kernels, 0, +-1/2, +-1, +-2 err some four times as much. A NaN or infinity in an input tile spreads over the outputs of
 the tile. The same along a single axis, y = At [ (G g) * (Bt d) ]: m outputs from n products instead of m * r.
+
+A kernel of more taps than r is a sum of pieces: piece k of an axis has the taps from k * r on, and reads inputs so far ahead.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 
@@ -21,21 +24,27 @@ _PAIRS = {6: (Fraction(3, 4), Fraction(3, 2)), 8: (Fraction(1, 2), Fraction(1), 
 
 @dataclass(frozen=True)
 class Winograd:
-    """One algorithm: ``outputs`` of a tile along each of one or two ``axes``, by a kernel of ``kernel`` taps."""
+    """One algorithm: ``outputs`` of a tile along each of one or two ``axes``, by ``pieces`` kernels of ``taps`` taps."""
 
     outputs: int
-    kernel: int
+    taps: int
     axes: int = 2
+    pieces: int = 1
 
     @property
     def inputs(self) -> int:
         """Inputs of a tile per axis, and transformed values."""
-        return self.outputs + self.kernel - 1
+        return self.outputs + self.taps - 1
 
     @property
     def values(self) -> int:
-        """Products per tile, input channel and output channel."""
+        """Products per tile, piece, input channel and output channel."""
         return self.inputs**self.axes
+
+    @property
+    def offsets(self) -> tuple[tuple[int, ...], ...]:
+        """The first tap of each piece, along every axis."""
+        return tuple(itertools.product(range(0, self.pieces * self.taps, self.taps), repeat=self.axes))
 
     @property
     def pairs(self) -> tuple[Fraction, ...]:
@@ -61,9 +70,9 @@ class Winograd:
     @cached_property
     def weight_matrix(self) -> np.ndarray:
         """G [n, r]."""
-        taps = range(self.kernel)
+        taps = range(self.taps)
         finite = [[float(point**i) / self._at(k) for i in taps] for k, point in enumerate(self.points)]
-        return np.array([*finite, [0.0] * (self.kernel - 1) + [1.0]])
+        return np.array([*finite, [0.0] * (self.taps - 1) + [1.0]])
 
     def _without(self, skip: int | None) -> np.ndarray:
         """Coefficients, lowest first, of the product of (x - p) over the points but one."""
@@ -82,12 +91,15 @@ class Winograd:
         return float(product)
 
     def transform_weights(self, weights: np.ndarray) -> np.ndarray:
-        """[O, I, r, r] to [n * n, O, I], or [O, I, r] to [n, O, I], computed in f64."""
-        g, wide = self.weight_matrix, weights.astype(np.float64)
+        """[O, I, k, k] to [n * n, O, pieces, I], or [O, I, k] to [n, O, pieces, I], computed in f64; taps behind the last are zero."""
+        missing = self.pieces * self.taps - weights.shape[-1]
+        full = np.pad(weights.astype(np.float64), ((0, 0), (0, 0), *((0, missing),) * self.axes))
+        places = ((slice(None), slice(None), *(slice(at, at + self.taps) for at in offset)) for offset in self.offsets)
+        g, parts = self.weight_matrix, np.stack([full[place] for place in places], axis=1)
         if self.axes == 1:
-            wide = np.einsum("xi,oci->xoc", g, wide, optimize=True)
+            wide = np.einsum("xi,opci->xopc", g, parts, optimize=True)
         else:
-            wide = np.einsum("xi,ocij,yj->xyoc", g, wide, g, optimize=True)
+            wide = np.einsum("xi,opcij,yj->xyopc", g, parts, g, optimize=True)
         return wide.reshape(self.values, *wide.shape[self.axes :]).astype(weights.dtype)
 
     def transform_input(self, tiles: np.ndarray) -> np.ndarray:
@@ -105,8 +117,8 @@ class Winograd:
         return at @ products.reshape(*products.shape[:-1], self.inputs, self.inputs) @ at.T
 
 
-BY_KERNEL = {3: Winograd(4, 3), 5: Winograd(4, 5)}  # what a kernel of this many taps per axis is computed by
-_LINES = {kernel: Winograd(form.outputs, kernel, axes=1) for kernel, form in BY_KERNEL.items()}
+BY_KERNEL = {3: Winograd(4, 3), 5: Winograd(4, 5), 7: Winograd(5, 4, pieces=2)}  # what a kernel of this many taps per axis is computed by
+_LINES = {kernel: replace(form, axes=1) for kernel, form in BY_KERNEL.items()}
 
 
 def form_of(kernel: int, axes: int) -> Winograd:

@@ -35,7 +35,7 @@ def winograd_pays(node: Node, weights: np.ndarray, forms: Forms) -> bool:
         step = attrs["dilation"][axis]
         tiles *= ceildiv(ceildiv(extent, step), form.outputs) * step
         positions *= extent
-    direct = direct_cycles(forms.target, positions, form.kernel**form.axes, inputs, outputs)
+    direct = direct_cycles(forms.target, positions, weights.shape[2 + axes[0]] ** form.axes, inputs, outputs)
     return winograd_cycles(forms.target, form, tiles, inputs, outputs) < _MARGIN * direct
 
 
@@ -52,21 +52,25 @@ def _axes(node: Node, weights: np.ndarray) -> tuple[int, ...]:
 def assign_winograd(node: Node, weights: np.ndarray, forms: Forms) -> None:
     """Computes the convolution; ``winograd_pays`` said that it may."""
     attrs, axes, b = node.attrs, _axes(node, weights), forms.b
-    form = form_of(weights.shape[2 + axes[0]], len(axes))
-    u = b.constant(pack_transformed(weights.reshape(*weights.shape[:2], *(form.kernel,) * form.axes), form, forms.block))
+    kernel = weights.shape[2 + axes[0]]
+    form = form_of(kernel, len(axes))
+    u = b.constant(pack_transformed(weights.reshape(*weights.shape[:2], *(kernel,) * form.axes), form, forms.block))
     common = {name: tuple(attrs[name][axis] for axis in axes) for name in ("low", "dilation")}
     x, size = forms.finite(node.inputs[0]), tuple(node.output.shape[2 + axis] for axis in axes)
     x = b.reshape(x, (*x.shape[:2], *(x.shape[2 + axis] for axis in axes), x.shape[-1]))
-    result = b.emit("conv_winograd", x, u, kernel=form.kernel, size=size, **common, dtype=attrs["dtype"])
+    result = b.emit("conv_winograd", x, u, kernel=kernel, size=size, **common, dtype=attrs["dtype"])
     result = b.reshape(result, (*result.shape[:2], *node.output.shape[2:], result.shape[-1]))
     forms.set_blocked(node.output, result, 0.0)
 
 
 def pack_transformed(weights: np.ndarray, form: Winograd, block: int) -> np.ndarray:
-    """[O, I, r, r] (or [O, I, r]) -> [n * n (or n), O/B, I/B, B of I, B of O], a block of O at a time: the transform works in f64."""
+    """[O, I, r, r] (or [O, I, r]) -> [n * n (or n), O/B, pieces, I/B, B of I, B of O].
+
+    A block of O at a time: the transform works in f64.
+    """
     outputs, inputs = (-(-channels // block) for channels in weights.shape[:2])
-    packed = np.zeros((form.values, outputs, inputs, block, block), weights.dtype)
+    packed = np.zeros((form.values, outputs, len(form.offsets), inputs, block, block), weights.dtype)
     for k in range(outputs):
-        part = form.transform_weights(weights[k * block : (k + 1) * block])  # [n * n, o, I]
-        packed[:, k, ..., : part.shape[1]] = np.moveaxis(pack_array(part, 2, block), 1, -1)
+        part = form.transform_weights(weights[k * block : (k + 1) * block])  # [n * n, o, pieces, I]
+        packed[:, k, ..., : part.shape[1]] = np.moveaxis(pack_array(part, 3, block), 1, -1)
     return packed

@@ -18,7 +18,8 @@ def normal(*shape):
 
 
 def winograd(b, x, outputs, size, kernel=3, low=(1, 1), dilation=(1, 1)):
-    u = b.constant(normal(form_of(kernel, len(size)).values, outputs, x.shape[1], x.shape[-1], x.shape[-1]))
+    form = form_of(kernel, len(size))
+    u = b.constant(normal(form.values, outputs, len(form.offsets), x.shape[1], x.shape[-1], x.shape[-1]))
     return b.emit("conv_winograd", x, u, kernel=kernel, size=size, low=low, dilation=dilation, dtype=F32)
 
 
@@ -35,6 +36,8 @@ def winograd(b, x, outputs, size, kernel=3, low=(1, 1), dilation=(1, 1)):
         ((28, 27), 4, 6, 8, 3, None),
         ((56, 56), 1, 9, 16, 3, None),
         ((32, 40), 2, 11, 8, 3, None),
+        ((11, 20), 2, 3, 8, 7, None),
+        ((6, 5), 1, 2, 16, 7, "x86-64-v4"),
     ],
 )
 def test_sizes(size, inputs, outputs, block, kernel, target):
@@ -53,6 +56,8 @@ def test_sizes(size, inputs, outputs, block, kernel, target):
         ((7, 5), (11, 9), (4, 4), (1, 1), 5),  # a transposed convolution's full border
         ((12, 12), (8, 8), (0, 0), (1, 1), 5),
         ((12, 9), (12, 9), (8, 6), (4, 3), 5),
+        ((12, 30), (12, 30), (6, 3), (2, 1), 7),
+        ((9, 9), (15, 15), (6, 6), (1, 1), 7),
         ((3, 3), (30, 2), (20, 9), (1, 1), 3),  # tiles that are all border
     ],
 )

@@ -74,7 +74,7 @@ def depthwise_blocked(case: Case, dtype: DType, rank: int) -> None:
     case.emit("depthwise_blocked", x, w, **attrs, dtype=dtype)
 
 
-@problem("conv_winograd", [dtypes.F32, dtypes.F64], kernel=[3, 5], axes=[1, 2])
+@problem("conv_winograd", [dtypes.F32, dtypes.F64], kernel=[3, 5, 7], axes=[1, 2])
 def conv_winograd(case: Case, dtype: DType, kernel: int, axes: int) -> None:
     """Any size in and out, zeros around, dilations."""
     low, dilation = (tuple(draw() for _ in range(axes)) for draw in (lambda: case.integer(0, kernel), lambda: case.choice((1, 1, 2, 3))))
@@ -82,7 +82,8 @@ def conv_winograd(case: Case, dtype: DType, kernel: int, axes: int) -> None:
     size = tuple(max(extent + case.integer(-3, 5), 1) for extent in space)
     blocks, outputs = case.choice((1, 2)), case.choice((1, 2, 4))
     x = case.operand(dtype, (case.extent(among=(0, 1, 2)), blocks, *space, block))
-    u = case.operand(dtype, (form_of(kernel, axes).values, outputs, blocks, block, block), constant=0.5)
+    form = form_of(kernel, axes)
+    u = case.operand(dtype, (form.values, outputs, len(form.offsets), blocks, block, block), constant=0.5)
     case.emit("conv_winograd", x, u, kernel=kernel, size=size, low=low, dilation=dilation, dtype=dtype)
 
 
