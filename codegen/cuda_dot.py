@@ -7,6 +7,7 @@ from tcompile.codegen.cpu_epilogue import anchor
 from tcompile.codegen.cuda_direct import direct
 from tcompile.codegen.cuda_gemm import Extents, Product, sums_in
 from tcompile.codegen.cuda_tensor import TensorProduct, factors
+from tcompile.codegen.cuda_thin import FEW, Thin
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
@@ -16,7 +17,7 @@ from tcompile.ir.loops import Expr
 from tcompile.ir.ops_contraction import free_axes
 from tcompile.ir.target import GpuTarget, Target
 
-_FEW = 8  # rows or columns below which a tile would be mostly empty
+_SHORT = 32  # terms, and columns of the matrix, from which threads share the sums of a few vectors
 
 
 class Dot(Product):
@@ -66,6 +67,35 @@ class Dot(Product):
         parts = ((shape[:repeats], batch), (shape[repeats : repeats + rows], row), (shape[repeats + rows :], column))
         return tuple(i for part, flat in parts for i in unravel(flat, part, self.nest.ranges))
 
+    def thin(self) -> Draft | None:
+        """The kernel for a few rows or columns; None where there are more, or fewer terms than are worth it."""
+        e = self.extents
+        if isinstance(e.terms, int) and e.terms < _SHORT:
+            return None
+        rows, columns = (self.left, self.row_place), (self.right, self.column_place)
+        self.draft.flops = 2 * e.batch * e.rows * e.columns * e.terms
+        if _is_few(e.rows) and not _below(e.columns, _SHORT):
+
+            def across(batch: DimLike, vector: DimLike, column: DimLike, value: Expr) -> None:
+                self.epilogue.store(self.place(batch, vector, column), value)
+
+            return Thin(self.draft, (*rows, e.rows), (*columns, e.columns), e.terms, e.batch, e.dtype, across).write()
+        if _is_few(e.columns) and not _below(e.rows, _SHORT):
+
+            def down(batch: DimLike, vector: DimLike, row: DimLike, value: Expr) -> None:
+                self.epilogue.store(self.place(batch, row, vector), value)
+
+            return Thin(self.draft, (*columns, e.columns), (*rows, e.rows), e.terms, e.batch, e.dtype, down).write()
+        return None
+
+
+def _is_few(extent: DimLike) -> bool:
+    return isinstance(extent, int) and 1 <= extent <= FEW
+
+
+def _below(extent: DimLike, limit: int) -> bool:
+    return isinstance(extent, int) and extent < limit
+
 
 class TensorDot(TensorProduct, Dot):
     """The same on tensor cores."""
@@ -78,8 +108,11 @@ def dot(node: Node, scope: Scope, target: Target) -> list[Draft | Built] | None:
     core = anchor(node)
     if core is None or core.op != "dot_general" or not tiled(core):
         return direct(node, scope) if node.op == "fused" else None
+    thin = Dot(node, scope, target).thin()
+    if thin is not None:
+        return [Built(*thin.finish())]
     made = (TensorDot if factors(core, target) else Dot)(node, scope, target)
-    small = [extent for extent in (made.extents.rows, made.extents.columns) if isinstance(extent, int) and extent < _FEW]
+    small = _below(made.extents.rows, FEW) or _below(made.extents.columns, FEW)
     return direct(node, scope) if small else made.built()
 
 

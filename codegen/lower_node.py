@@ -6,7 +6,7 @@ Which templates and which schedule is a matter of the target's backend.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tcompile.codegen import cpu_schedule, cpu_templates, cuda_schedule, cuda_templates
 from tcompile.codegen.canonical import canonical
@@ -99,6 +99,9 @@ def launches_of(made: Draft | Built, scope: Scope, target: Target) -> list[Launc
     found = []
     for one in SCHEDULES[target.backend](made, target) if isinstance(made, Draft) else [made]:
         kernel, symbols = canonical(one.kernel, scope.ranges)
+        if one.scratch:
+            places = ",".join(str(k) for k, value in enumerate(one.values) if value in one.scratch)
+            kernel = replace(kernel, tags={**kernel.tags, "scratch": places})
         found.append(Launch(kernel, one.values, symbols, one.scratch))
     return found
 

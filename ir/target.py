@@ -86,9 +86,10 @@ class GpuTarget(Target):
 
     ``sm`` is the compute capability times ten. ``shared_bytes`` of a block (the opt-in limit), ``shared_per_sm`` and
     ``registers_per_sm`` (32-bit ones) bound how many blocks run at once, ``threads_per_sm`` and ``max_threads`` (of a block)
-    their threads. ``sms`` is the number of multiprocessors of the largest board, ``bandwidth`` of its memory in bytes/s,
-    ``f32_flops`` and ``tensor_flops`` (f16 with f32 sums) its peaks. ``precision`` says what factors of f32 products may be
-    rounded to for the tensor cores: "f32" (not at all), "tf32", "f16" or "bf16"; sums are f32 always.
+    their threads. ``l2_bytes`` are those of the whole device. ``sms`` is the number of multiprocessors of the largest board,
+    ``bandwidth`` of its memory in bytes/s, ``f32_flops`` and ``tensor_flops`` (f16 with f32 sums) its peaks. ``precision`` says
+    what factors of f32 products may be rounded to for the tensor cores: "f32" (not at all), "tf32", "f16" or "bf16"; sums are
+    f32 always.
     """
 
     sm: int = 80
@@ -116,12 +117,16 @@ class GpuTarget(Target):
         return "cuda"
 
 
+_BLOCKS_PER_SM = {86: 16, 89: 24}
+_L2_MIB = {80: 40, 86: 6, 89: 72, 90: 50, 100: 126}
+
+
 def _gpu(sm: int, shared: int, shared_per_sm: int, threads: int, sms: int, bandwidth: float, f32: float, tensor: float) -> GpuTarget:
     """Limits from the CUDA C++ Programming Guide, table of compute capabilities; peaks from the data sheet of the largest board."""
     return GpuTarget(
-        f"cuda-sm{sm}", "nvptx64-nvidia-cuda", f"sm_{sm}", (), 16, 255, half=True, channel_block=0, sm=sm,
-        shared_bytes=shared << 10, shared_per_sm=shared_per_sm << 10, threads_per_sm=threads,
-        blocks_per_sm={86: 16, 89: 24}.get(sm, 32), sms=sms, bandwidth=bandwidth, f32_flops=f32, tensor_flops=tensor,
+        f"cuda-sm{sm}", "nvptx64-nvidia-cuda", f"sm_{sm}", (), 16, 255, half=True, l2_bytes=_L2_MIB[sm] << 20, channel_block=0, sm=sm,
+        shared_bytes=shared << 10, shared_per_sm=shared_per_sm << 10, threads_per_sm=threads, blocks_per_sm=_BLOCKS_PER_SM.get(sm, 32),
+        sms=sms, bandwidth=bandwidth, f32_flops=f32, tensor_flops=tensor,
     )  # fmt: skip
 
 

@@ -1,0 +1,220 @@
+"""A static model of GPU kernels: bytes through device memory, operations, threads that run at once, and the time these allow.
+
+The minimum of a kernel is each element of an operand that it reads, once, and each element that it writes, once. What it moves
+counts every block's reads of an operand that is larger than half of the L2 cache; smaller operands come from device memory once.
+Memory between the kernels of one node (parts of split sums, scratch) is in no minimum; it is moved unless half of the L2 cache holds
+it. Loads at run-time positions count as many elements as there are loads, or all where these are more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tcompile.codegen.cuda_c import launch
+from tcompile.ir import dims
+from tcompile.ir.dims import DimLike
+from tcompile.ir.loops import Access, Atomic, Block, CopyAsync, Expr, For, Index, Kernel, Let, Load, LoopKind, Store
+from tcompile.ir.loops_evaluate import compile_dim, postorder
+from tcompile.ir.loops_interpret import blocks, expressions
+from tcompile.ir.target import GpuTarget
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes of one parameter: what is needed, what is moved."""
+
+    name: str
+    minimum: float
+    moved: float
+
+
+@dataclass(frozen=True)
+class KernelModel:
+    """One kernel at given dims. ``seconds`` is the roofline: the larger of memory and arithmetic time at the target's peaks.
+
+    ``occupancy`` is the share of a multiprocessor's threads that its registers and shared memory let run at once.
+    """
+
+    name: str
+    blocks: int
+    threads: int
+    flops: int
+    traffic: tuple[Traffic, ...]
+    registers: int
+    shared_bytes: int
+    occupancy: float
+    seconds: float
+
+    @property
+    def minimum(self) -> float:
+        """Bytes that cannot be saved."""
+        return sum(one.minimum for one in self.traffic)
+
+    @property
+    def moved(self) -> float:
+        """Bytes that go through device memory."""
+        return sum(one.moved for one in self.traffic)
+
+    @property
+    def ratio(self) -> float:
+        """Bytes moved for each that must be."""
+        return self.moved / self.minimum if self.minimum else 1.0
+
+
+def kernel_model(kernel: Kernel, values: Mapping[str, int], target: GpuTarget, registers: int = 0) -> KernelModel:
+    """The model of a kernel. ``values`` are those of its dims, ``registers`` what the compiler says a thread has (0: not known)."""
+    shape = launch(kernel)
+    grid = [_value(extent, values) for extent in shape.grid]
+    count, threads = grid[0] * grid[1] * grid[2], shape.block[0] * shape.block[1] * shape.block[2]
+    shared = shape.shared_bytes + shape.static_bytes
+    traffic = _Reader(kernel, values, count, target).traffic()
+    flops = _value(kernel.flops, values)
+    peak = target.tensor_flops if "tensor" in kernel.tags else target.f32_flops
+    moved = sum(one.moved for one in traffic)
+    seconds = max(moved / target.bandwidth, flops / peak)
+    return KernelModel(
+        kernel.name, count, threads, flops, traffic, registers, shared, occupancy(target, threads, registers, shared), seconds
+    )
+
+
+def occupancy(target: GpuTarget, threads: int, registers: int, shared: int) -> float:
+    """The share of a multiprocessor's threads that blocks of this kind can be. Registers are given out by warps, in 256s."""
+    limits = [target.blocks_per_sm, target.threads_per_sm // threads]
+    if registers:
+        warp = -(-registers * target.warp // 256) * 256
+        limits.append(target.registers_per_sm // (warp * -(-threads // target.warp)))
+    if shared:
+        limits.append(target.shared_per_sm // (shared + 1024))  # 1 KiB of each block belongs to the system
+    return min(limits) * threads / target.threads_per_sm
+
+
+def _value(expr: DimLike, values: Mapping[str, int]) -> int:
+    return int(compile_dim(expr)(dict(values)))
+
+
+class _Reader:
+    """Walks a kernel with the extents of the loops and scalars that indices are made of."""
+
+    def __init__(self, kernel: Kernel, values: Mapping[str, int], count: int, target: GpuTarget) -> None:
+        self.kernel, self.values, self.blocks, self.target = kernel, dict(values), count, target
+        self.params = {param.name: param for param in kernel.params}
+        self.extents: dict[str, int] = {}  # of a loop variable or scalar: how many values it takes
+        self.of_block: set[str] = set()  # names that are the same for a whole block
+        self.loops: list[str] = []  # variables around
+        self.reads: dict[str, list[tuple[float, float]]] = {}  # (elements in all, elements of one block)
+        self.writes: dict[str, float] = {}
+
+    def traffic(self) -> tuple[Traffic, ...]:
+        """All parameters, operands first."""
+        self.block(self.kernel.body)
+        scratch = {int(k) for k in self.kernel.tags.get("scratch", "").split(",") if k}
+        found = []
+        for k, param in enumerate(self.kernel.params):
+            size = float(_value(dims.product(param.shape), self.values))
+            minimum = moved = 0.0
+            if param.name in self.reads and param.access is not Access.OUT:
+                total = min(sum(whole for whole, _ in self.reads[param.name]), size)
+                again = min(sum(mine for _, mine in self.reads[param.name]), size) * self.blocks
+                fits = size * param.dtype.bytes <= self.target.l2_bytes / 2
+                minimum, moved = minimum + total, moved + (total if fits else max(total, again))
+            if param.name in self.writes:
+                written = min(self.writes[param.name], size)
+                minimum, moved = minimum + written, moved + written
+            if k in scratch:
+                minimum, moved = 0.0, 0.0 if size * param.dtype.bytes <= self.target.l2_bytes / 2 else moved
+            found.append(Traffic(param.name, minimum * param.dtype.bytes, moved * param.dtype.bytes))
+        return tuple(found)
+
+    def block(self, block: Block) -> None:
+        for stmt in block:
+            for root in expressions(stmt):
+                self.expr(root)
+            match stmt:
+                case For():
+                    self.loop(stmt)
+                    continue
+                case Let(name=name, value=value):
+                    self.scalar(name, value)
+                case Store(buffer=buffer, indices=indices) | Atomic(buffer=buffer, indices=indices):
+                    if buffer in self.params:
+                        self.writes[buffer] = self.writes.get(buffer, 0.0) + self.distinct(indices)[0]
+                case CopyAsync():
+                    whole, mine = self.distinct(stmt.source_indices)
+                    self.reads.setdefault(stmt.source, []).append((whole * stmt.elements, mine * stmt.elements))
+            for inner in blocks(stmt):
+                self.block(inner)
+
+    def loop(self, loop: For) -> None:
+        self.extents[loop.var] = max(self.high(loop.extent), 0)
+        if loop.kind is LoopKind.GRID:
+            self.of_block.add(loop.var)
+        self.loops.append(loop.var)
+        self.block(loop.body)
+        self.loops.pop()
+
+    def high(self, expr: DimLike) -> int:
+        """The largest value of an expression, its loop variables anywhere."""
+        known = {name: dims.Range(0, max(extent - 1, 0)) for name, extent in self.extents.items()}
+        known |= {name: dims.Range(value, value) for name, value in self.values.items()}
+        bound = dims.upper_bound(dims.substitute(expr, dict(self.values)), known)
+        return bound if isinstance(bound, int) else self.turns(dims.symbols(expr))
+
+    def scalar(self, name: str, value: Expr) -> None:
+        names = _names(value)
+        if isinstance(value, Index):
+            self.extents[name] = min(self.high(value.expr) + 1, self.turns(names))
+        else:
+            self.extents[name] = self.turns(names)
+        if names <= self.of_block | self.values.keys():
+            self.of_block.add(name)
+
+    def turns(self, names: frozenset[str]) -> int:
+        """How many values some names take together."""
+        total = 1
+        for name in names:
+            total *= max(self.extents.get(name, 1), 1)
+        return total
+
+    def distinct(self, indices: tuple[DimLike, ...]) -> tuple[float, float]:
+        """Elements that an access reaches: in all, and those of one block."""
+        names = dims.shape_symbols(indices) - self.values.keys()
+        whole = min(self.turns(names), self.all_turns())
+        mine = self.turns(frozenset(name for name in names if name not in self.of_block))
+        return float(whole), float(min(mine, whole))
+
+    def all_turns(self) -> int:
+        return self.turns(frozenset(self.loops))
+
+    def expr(self, root: Expr) -> None:
+        for part in postorder(root):
+            if isinstance(part, Load) and part.buffer in self.params:
+                self.reads.setdefault(part.buffer, []).append(self.distinct(part.indices))
+
+
+def _names(root: Expr) -> frozenset[str]:
+    found: frozenset[str] = frozenset()
+    for part in postorder(root):
+        match part:
+            case Index(expr=expr):
+                found |= dims.symbols(expr)
+            case Load(indices=indices):
+                found |= dims.shape_symbols(indices)
+            case _ if hasattr(part, "name"):
+                found |= {part.name}
+    return found
+
+
+def report(models: Mapping[str, KernelModel] | list[KernelModel]) -> str:
+    """A table, one kernel a line."""
+    rows = list(models.values()) if isinstance(models, Mapping) else models
+    head = f"{'kernel':44} {'blocks':>8} {'thr':>5} {'MFLOP':>9} {'MB':>8} {'x min':>6} {'regs':>5} {'shared':>7} {'occ':>5} {'us':>8}"
+    lines = [head]
+    for one in rows:
+        lines.append(
+            f"{one.name[:44]:44} {one.blocks:8} {one.threads:5} {one.flops / 1e6:9.2f} {one.moved / 1e6:8.3f} {one.ratio:6.2f} "
+            f"{one.registers:5} {one.shared_bytes:7} {one.occupancy:5.0%} {one.seconds * 1e6:8.2f}"
+        )
+    total = sum(one.seconds for one in rows)
+    lines.append(f"{len(rows)} kernels, {sum(one.moved for one in rows) / 1e6:.2f} MB, {total * 1e6:.1f} us at the target's peaks")
+    return "\n".join(lines)
