@@ -40,8 +40,8 @@ class CudaBuild:
 
     @property
     def code_bytes(self) -> int:
-        """The size of what a device loads."""
-        return max((len(data) for name, data in self.code.items() if name != TEXT), default=len(self.code[TEXT]))
+        """The size of what a device of the target loads."""
+        return len(next((data for name, data in self.code.items() if name.endswith(".cubin")), self.code[TEXT]))
 
 
 def write_cuda(stream: BinaryIO, build: CudaBuild, target: GpuTarget) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tcompile.codegen import cuda_compile
 from tcompile.codegen.build import Progress, readable_arena
 from tcompile.codegen.cuda_artifact import PTX, TEXT, CudaBuild
 from tcompile.codegen.cuda_c import emit_module, function_name, launch
+from tcompile.codegen.cuda_occupancy import occupancy
 from tcompile.codegen.cuda_program import KernelFacts, encode_program
 from tcompile.codegen.memory import plan
 from tcompile.ir.loops import Kernel
@@ -29,15 +31,21 @@ def build_cuda(
     facts: dict[Kernel, dict[str, Any]] = {kernel: {} for kernel in kernels}
     notes, ptx = readable_arena(places.arena_bytes), 0
     if device_code:
-        from tcompile.codegen import cuda_compile
-
         if progress is not None:
             progress.stage("compile", len(kernels))
         made = cuda_compile.compile_text(text, target.sm, cache=cache)
         code[f"code/sm_{target.sm}.cubin"], code[PTX], ptx = made.cubin, made.ptx, made.ptx_sm
-        facts = {kernel: made.resources.get(function_name(kernel), {}) for kernel in kernels}
-        notes["compiler"] = made.compiler
+        facts = {kernel: _facts(kernel, made.resources.get(function_name(kernel), {}), target) for kernel in kernels}
+        notes["compiler"] = made.compiler.split(" (")[0]  # not where it stands: equal models are equal bytes
         if progress is not None:
             progress.advance(len(kernels))
     encoded = encode_program(program, places, {kernel: KernelFacts(launch(kernel), facts[kernel]) for kernel in kernels})
     return CudaBuild(encoded, code, places.weights, ptx, notes)
+
+
+def _facts(kernel: Kernel, resources: dict[str, int], target: GpuTarget) -> dict[str, Any]:
+    """What reports tell of a kernel: what the CUDA compiler says, and the share of a multiprocessor's threads that can run at once."""
+    if not resources:
+        return {}
+    shape = launch(kernel)
+    return {**resources, "occupancy": round(occupancy(shape, resources["registers"], target), 3)}

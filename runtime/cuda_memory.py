@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import weakref
 
 import numpy as np
@@ -59,7 +60,8 @@ class Results:
         """An array on ``size`` bytes of its own."""
         size = max(-(-size // 256) * 256, 256)
         kept = self._free.get(size)
-        address = kept.pop() if kept else self._device.allocate(size)
+        # the lowest first: a run that follows one like it finds the same addresses, and so its captured graph
+        address = heapq.heappop(kept) if kept else self._device.allocate(size)
         owner = _Owned()
         found = _Result(self._device, address, shape, element, owner, strides=strides, stream=stream)
         weakref.finalize(owner, _give_back, self._device, self._free, address, size, found.seen).atexit = False
@@ -96,7 +98,7 @@ def _give_back(device: Device, free: dict[int, list[int]], address: int, size: i
     if seen or len(kept) >= _KEPT:
         device.free(address)
     else:
-        kept.append(address)
+        heapq.heappush(kept, address)
 
 
 def _free_all(device: Device, free: dict[int, list[int]]) -> None:

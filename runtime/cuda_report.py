@@ -19,7 +19,7 @@ def cuda_report(archive: Archive) -> dict[str, Any]:
     """
     plan = read_plan_of(archive)
     code = {name: archive.part(name).size for name in plan.code}
-    largest = max((size for name, size in code.items() if name != TEXT), default=code.get(TEXT, 0))
+    loaded = next((size for name, size in code.items() if name.endswith(".cubin")), code.get(TEXT, 0))
     arena = plan.arena_bound
     inputs, outputs = plan.input_specs(), plan.output_specs()
     return {
@@ -32,12 +32,12 @@ def cuda_report(archive: Archive) -> dict[str, Any]:
         "symbols": {name: list(plan.bounds[name]) for name, *_ in plan.symbols},
         "growing": _growing(plan),
         "shares": {outputs[k].name: [inputs[i].name for i in positions] for k, positions in plan.shares.items()},
-        "code_bytes": largest,
+        "code_bytes": loaded,
         "weights_bytes": plan.weights_bytes,
         "arena_bytes": arena,
         "scratch_bytes": 0,
         "threads": 1,
-        "peak_bytes": None if arena is None else largest + plan.weights_bytes + arena,
+        "peak_bytes": None if arena is None else loaded + plan.weights_bytes + arena,
         "calls": [{"kernel": launch.kernel.name, "nodes": list(launch.nodes)} for launch in plan.launches],
         "kernels": [_kernel(kernel) for kernel in plan.kernels],
         "reads_back": _reads_back(plan),

@@ -1,0 +1,56 @@
+"""Compiles for a GPU without one: graphs for the benchmark, and the report of every model's kernels."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from tcompile.benchmarks.gpu_cases import fixed_shapes
+from tcompile.benchmarks.gpu_report import kernel_rows, show_rows, totals
+from tcompile.benchmarks.model_set import Model
+from tcompile.ir.graph import Graph
+from tcompile.pipeline import Options, chosen_target, compile_model, optimise
+
+
+def compiled_graph(graph: Graph, device: Any, *, optimised: bool = True, precision: str = "f32") -> bytes:
+    """The artifact of a graph for an open device, or for one that is named; ``optimised`` False leaves the passes out."""
+    from tcompile.api import device_target
+    from tcompile.codegen.cuda_artifact import write_cuda
+    from tcompile.codegen.cuda_build import build_cuda
+    from tcompile.codegen.lower import lower
+
+    target = chosen_target(device_target(device), Options(precision=precision))
+    program = lower(optimise(graph, target) if optimised else graph, target)
+    stream = io.BytesIO()
+    write_cuda(stream, build_cuda(program, target), target)
+    return stream.getvalue()
+
+
+def static_report(models: list[Model], target: str, console: Console) -> dict[str, Any]:
+    """Compiles every model and prints its kernels: what the CUDA compiler says, and the static model by the data sheet."""
+    found: dict[str, Any] = {"target": target, "models": {}, "refused": {}, "spilling": []}
+    for model in models:
+        try:
+            compiled = compile_model(model.path, target, fixed_shapes(model), Options(host_ops=False))
+        except Exception as error:  # a model that does not compile is a line of the report
+            found["refused"][model.name] = f"{type(error).__name__}: {error}"
+            console.print(f"{model.name}: {type(error).__name__}: {str(error)[:300]}", markup=False)
+            continue
+        rows = kernel_rows(compiled.program, compiled.build, compiled.target, {})
+        summary = totals(rows)
+        found["models"][model.name] = {"totals": summary, "kernels": rows}
+        found["spilling"] += [f"{model.name}: {name}" for name in summary["spilling"]]
+        show_rows(f"{model.name} for {target}", rows, console)
+        console.print(
+            f"{summary['kernels']} kernels, {summary['launches']} launches, {summary['flops'] / 1e9:.2f} GFLOP, "
+            f"{summary['bytes'] / 1e6:.1f} MB; at least {summary['least_us']:.1f} us by the data sheet; "
+            f"spilling: {', '.join(summary['spilling']) or 'none'}\n",
+            markup=False,
+        )
+    console.print(
+        f"{len(found['models'])} models compile for {target}, {len(found['refused'])} do not; spilling kernels: {len(found['spilling'])}"
+    )
+    console.print("to measure on a machine with a GPU: python -m tcompile.benchmarks.gpu MODELS --json gpu.json")
+    return found
