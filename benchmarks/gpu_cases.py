@@ -16,7 +16,6 @@ from tcompile.ir.build import Builder
 from tcompile.ir.graph import Graph
 from tcompile.ir.ops_contraction import free_axes
 
-
 _AS_THEY_ARE = {"silero_vad", "silero_vad_16k_op15", "silero_vad_half"}  # each branch of their If takes another length of sound
 
 
