@@ -34,6 +34,7 @@ from tcompile.ir.loops import Barrier, CommitAsync, Expr, Load, LoopKind, Op, Sp
 from tcompile.ir.target import GpuTarget
 
 STAGES = 3
+SWATH = 16  # tiles of rows that all columns are gone through for before the next
 GROUP = 4  # terms, rows or columns that are one access of shared memory
 
 
@@ -134,11 +135,21 @@ class Product:
         rows, columns, _, threads = self._sizes()
         tiles = dims.ceildiv(e.rows, rows, ranges), dims.ceildiv(e.columns, columns, ranges)
         with thread_block(self.nest, e.batch * self.parts * tiles[1] * tiles[0], threads) as block:
-            rest = block.number
-            row, rest = self._digit(block, rest, tiles[0])
-            column, rest = self._digit(block, rest, tiles[1])
+            row, column, rest = self._order(block, block.number, tiles)
             part, batch = self._digit(block, rest, self.parts)
             self._tile(block, batch, part, row * rows, column * columns)
+
+    def _order(self, block: ThreadBlock, number: DimLike, tiles: tuple[DimLike, DimLike]) -> tuple[DimLike, DimLike, DimLike]:
+        """(row, column, rest) of a tile: blocks that run at once share rows and columns, which then come out of the L2 cache."""
+        down, across = tiles
+        if not (isinstance(down, int) and down > SWATH and down % SWATH == 0):
+            row, rest = self._digit(block, number, down)
+            column, rest = self._digit(block, rest, across)
+            return row, column, rest
+        inner, rest = self._digit(block, number, SWATH)
+        column, rest = self._digit(block, rest, across)
+        swath, rest = self._digit(block, rest, down // SWATH)
+        return block.named(swath * SWATH + inner, down - 1), column, rest
 
     def _digit(self, block: ThreadBlock, number: DimLike, extent: DimLike) -> tuple[DimLike, DimLike]:
         ranges = self.nest.ranges

@@ -1,7 +1,8 @@
 """A static model of GPU kernels: bytes through device memory, operations, threads that run at once, and the time these allow.
 
 The minimum of a kernel is each element of an operand that it reads, once, and each element that it writes, once. What it moves
-counts every block's reads of an operand that is larger than half of the L2 cache; smaller operands come from device memory once.
+counts the reads of an operand that is larger than half of the L2 cache once for all blocks that run at once, and again for the next
+ones; smaller operands come from device memory once.
 Memory between the kernels of one node (parts of split sums, scratch) is in no minimum; it is moved unless half of the L2 cache holds
 it. Loads at run-time positions count as many elements as there are loads, or all where these are more.
 """
@@ -11,12 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tcompile.codegen.cuda_c import launch
+import numpy as np
+
+from tcompile.codegen.cuda_c import function_name, launch
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike
 from tcompile.ir.loops import Access, Atomic, Block, CopyAsync, Expr, For, Index, Kernel, Let, Load, LoopKind, Store
 from tcompile.ir.loops_evaluate import compile_dim, postorder
 from tcompile.ir.loops_interpret import blocks, expressions
+from tcompile.ir.program import Call, Program
+from tcompile.ir.program_text import walk
 from tcompile.ir.target import GpuTarget
 
 
@@ -68,14 +73,14 @@ def kernel_model(kernel: Kernel, values: Mapping[str, int], target: GpuTarget, r
     grid = [_value(extent, values) for extent in shape.grid]
     count, threads = grid[0] * grid[1] * grid[2], shape.block[0] * shape.block[1] * shape.block[2]
     shared = shape.shared_bytes + shape.static_bytes
-    traffic = _Reader(kernel, values, count, target).traffic()
+    share = occupancy(target, threads, registers, shared)
+    at_once = max(round(share * target.threads_per_sm / threads), 1) * target.sms
+    traffic = _Reader(kernel, values, count, at_once, target).traffic()
     flops = _value(kernel.flops, values)
     peak = target.tensor_flops if "tensor" in kernel.tags else target.f32_flops
     moved = sum(one.moved for one in traffic)
     seconds = max(moved / target.bandwidth, flops / peak)
-    return KernelModel(
-        kernel.name, count, threads, flops, traffic, registers, shared, occupancy(target, threads, registers, shared), seconds
-    )
+    return KernelModel(kernel.name, count, threads, flops, traffic, registers, shared, share, seconds)
 
 
 def occupancy(target: GpuTarget, threads: int, registers: int, shared: int) -> float:
@@ -96,13 +101,13 @@ def _value(expr: DimLike, values: Mapping[str, int]) -> int:
 class _Reader:
     """Walks a kernel with the extents of the loops and scalars that indices are made of."""
 
-    def __init__(self, kernel: Kernel, values: Mapping[str, int], count: int, target: GpuTarget) -> None:
-        self.kernel, self.values, self.blocks, self.target = kernel, dict(values), count, target
+    def __init__(self, kernel: Kernel, values: Mapping[str, int], count: int, at_once: int, target: GpuTarget) -> None:
+        self.kernel, self.values, self.blocks, self.at_once, self.target = kernel, dict(values), count, at_once, target
         self.params = {param.name: param for param in kernel.params}
         self.extents: dict[str, int] = {}  # of a loop variable or scalar: how many values it takes
-        self.of_block: set[str] = set()  # names that are the same for a whole block
+        self.of_block: dict[str, np.ndarray] = {}  # names that are the same for a whole block: their value in each
         self.loops: list[str] = []  # variables around
-        self.reads: dict[str, list[tuple[float, float]]] = {}  # (elements in all, elements of one block)
+        self.reads: dict[str, list[tuple[float, float]]] = {}  # (elements in all, elements counted again for blocks not at once)
         self.writes: dict[str, float] = {}
 
     def traffic(self) -> tuple[Traffic, ...]:
@@ -115,7 +120,7 @@ class _Reader:
             minimum = moved = 0.0
             if param.name in self.reads and param.access is not Access.OUT:
                 total = min(sum(whole for whole, _ in self.reads[param.name]), size)
-                again = min(sum(mine for _, mine in self.reads[param.name]), size) * self.blocks
+                again = sum(count for _, count in self.reads[param.name])
                 fits = size * param.dtype.bytes <= self.target.l2_bytes / 2
                 minimum, moved = minimum + total, moved + (total if fits else max(total, again))
             if param.name in self.writes:
@@ -148,10 +153,17 @@ class _Reader:
     def loop(self, loop: For) -> None:
         self.extents[loop.var] = max(self.high(loop.extent), 0)
         if loop.kind is LoopKind.GRID:
-            self.of_block.add(loop.var)
+            self.of_block[loop.var] = self._grid(self.extents[loop.var])
         self.loops.append(loop.var)
         self.block(loop.body)
         self.loops.pop()
+
+    def _grid(self, extent: int) -> np.ndarray:
+        """The variable of the next grid loop in each block, in the order in which they start; the innermost changes fastest."""
+        inner = self.blocks
+        for name in self.of_block:
+            inner //= max(self.extents[name], 1)
+        return np.arange(self.blocks) // max(inner // max(extent, 1), 1) % max(extent, 1)
 
     def high(self, expr: DimLike) -> int:
         """The largest value of an expression, its loop variables anywhere."""
@@ -166,8 +178,8 @@ class _Reader:
             self.extents[name] = min(self.high(value.expr) + 1, self.turns(names))
         else:
             self.extents[name] = self.turns(names)
-        if names <= self.of_block | self.values.keys():
-            self.of_block.add(name)
+        if isinstance(value, Index) and names <= self.of_block.keys() | self.values.keys():
+            self.of_block[name] = np.broadcast_to(compile_dim(value.expr)({**self.values, **self.of_block}), (self.blocks,))
 
     def turns(self, names: frozenset[str]) -> int:
         """How many values some names take together."""
@@ -177,11 +189,20 @@ class _Reader:
         return total
 
     def distinct(self, indices: tuple[DimLike, ...]) -> tuple[float, float]:
-        """Elements that an access reaches: in all, and those of one block."""
+        """Elements that an access reaches: in all, and those that blocks which do not run at once count each for themselves."""
         names = dims.shape_symbols(indices) - self.values.keys()
         whole = min(self.turns(names), self.all_turns())
         mine = self.turns(frozenset(name for name in names if name not in self.of_block))
-        return float(whole), float(min(mine, whole))
+        executed = self.turns(frozenset(name for name in self.loops if name not in self.of_block))
+        return float(whole), float(min(mine, executed, whole)) * self._different(names)
+
+    def _different(self, names: frozenset[str]) -> int:
+        """How many different places blocks read from, summed over the groups that run at once."""
+        keys = [self.of_block[name] for name in sorted(names) if name in self.of_block]
+        if not keys or not self.blocks:
+            return -(-self.blocks // self.at_once)
+        groups = (np.stack([key[first : first + self.at_once] for key in keys]) for first in range(0, self.blocks, self.at_once))
+        return sum(np.unique(group, axis=1).shape[1] for group in groups)
 
     def all_turns(self) -> int:
         return self.turns(frozenset(self.loops))
@@ -205,16 +226,53 @@ def _names(root: Expr) -> frozenset[str]:
     return found
 
 
-def report(models: Mapping[str, KernelModel] | list[KernelModel]) -> str:
-    """A table, one kernel a line."""
-    rows = list(models.values()) if isinstance(models, Mapping) else models
-    head = f"{'kernel':44} {'blocks':>8} {'thr':>5} {'MFLOP':>9} {'MB':>8} {'x min':>6} {'regs':>5} {'shared':>7} {'occ':>5} {'us':>8}"
-    lines = [head]
-    for one in rows:
+def program_models(
+    program: Program, target: GpuTarget, sizes: Mapping[str, int], registers: Mapping[str, int] | None = None
+) -> list[tuple[KernelModel, int]]:
+    """Every kernel of a program with how often it is called, where its calls' dims are known; branches and loop bodies count once.
+
+    ``sizes`` are the symbols' values (a symbol that is not in it counts as 1), ``registers`` those of a thread by kernel name.
+    """
+    env = {name: sizes.get(name, 1) for name in program.symbols}
+    found: dict[tuple[str, tuple[int, ...]], tuple[KernelModel, int]] = {}
+    for call in walk(program.body):
+        if not isinstance(call, Call):
+            continue
+        values = {name: _value(expr, env) for name, expr in zip(call.kernel.dims, call.dims, strict=True)}
+        key = call.kernel.name, tuple(values.values())
+        if key in found:
+            found[key] = found[key][0], found[key][1] + 1
+            continue
+        found[key] = kernel_model(call.kernel, values, target, (registers or {}).get(function_name(call.kernel), 0)), 1
+    return list(found.values())
+
+
+def limit(kernel_name: str) -> float:
+    """How many bytes a kernel may move for each that it must: products and convolutions read operands once for each row of tiles."""
+    return 2.0 if kernel_name.startswith(("gemm", "conv", "dot", "attention")) else 1.2
+
+
+def report(models: list[tuple[KernelModel, int]]) -> str:
+    """A table, one kernel a line, and the sums over all calls."""
+    head = (
+        ("calls", 5),
+        ("blocks", 8),
+        ("thr", 5),
+        ("MFLOP", 9),
+        ("MB", 8),
+        ("x min", 6),
+        ("regs", 5),
+        ("shared", 7),
+        ("occ", 5),
+        ("us", 8),
+    )
+    lines = [" ".join([f"{'kernel':44}", *(f"{title:>{width}}" for title, width in head)])]
+    for one, calls in models:
         lines.append(
-            f"{one.name[:44]:44} {one.blocks:8} {one.threads:5} {one.flops / 1e6:9.2f} {one.moved / 1e6:8.3f} {one.ratio:6.2f} "
+            f"{one.name[:44]:44} {calls:5} {one.blocks:8} {one.threads:5} {one.flops / 1e6:9.2f} {one.moved / 1e6:8.3f} {one.ratio:6.2f} "
             f"{one.registers:5} {one.shared_bytes:7} {one.occupancy:5.0%} {one.seconds * 1e6:8.2f}"
         )
-    total = sum(one.seconds for one in rows)
-    lines.append(f"{len(rows)} kernels, {sum(one.moved for one in rows) / 1e6:.2f} MB, {total * 1e6:.1f} us at the target's peaks")
+    moved, seconds = (sum(getattr(one, name) * calls for one, calls in models) for name in ("moved", "seconds"))
+    count = sum(calls for _, calls in models)
+    lines.append(f"{len(models)} kernels, {count} calls, {moved / 1e6:.2f} MB, {seconds * 1e6:.1f} us at the target's peaks")
     return "\n".join(lines)
