@@ -1,5 +1,5 @@
 """What is known of a GPU model without a GPU: registers, spills, shared memory and occupancy of each kernel by the CUDA compiler, and
-for each launch bytes, operations and the least time that the target's data sheet allows.
+by the static model (``codegen/cuda_model.py``) the bytes it moves, beside those it must, and the least time of the target's data sheet.
 """
 
 from __future__ import annotations
@@ -11,73 +11,93 @@ from rich.console import Console
 from rich.table import Table
 
 from tcompile.codegen.cuda_artifact import CudaBuild
+from tcompile.codegen.cuda_model import kernel_model
+from tcompile.ir.loops import Kernel
+from tcompile.ir.loops_evaluate import compile_dim
 from tcompile.ir.program import Call, Program
-from tcompile.ir.program_text import walk
+from tcompile.ir.program_text import program_kernels, walk
 from tcompile.ir.target import GpuTarget
-from tcompile.runtime.cuda_expressions import read_expression
 
 Row = dict[str, Any]
+CONTRACTIONS = ("conv", "dot", "gemm", "attention")  # kernels that may move twice what they must; others 1.2 times
 
 
 def kernel_rows(program: Program, build: CudaBuild, target: GpuTarget, sizes: Mapping[str, int]) -> list[Row]:
-    """One row for each kernel: how often it is launched, and for all launches together ``bytes`` (each tensor counted once a launch),
-    ``flops`` and ``least_us``, the roofline; None where symbols beyond ``sizes`` decide. Besides what the plan's facts hold.
+    """One row for each kernel: ``launches``, and for all of them together ``bytes`` that it moves, the ``minimum`` it must, ``flops`` and
+    ``least_us``; None where symbols beyond ``sizes`` decide. Besides what the CUDA compiler says.
     """
-    rows = {
-        kernel["name"]: {"kernel": kernel["name"], "launches": 0, "bytes": 0, "flops": 0, "least_us": 0.0}
-        for kernel in build.plan["kernels"]
-    }
-    facts = {kernel["name"]: kernel for kernel in build.plan["kernels"]}
+    facts = {kernel["name"]: kernel["facts"] for kernel in build.plan["kernels"]}
+    rows = {kernel: _row(kernel, facts[kernel.name]) for kernel in program_kernels(program)}
     for call in walk(program.body):
         if isinstance(call, Call):
-            _add(rows[call.kernel.name], facts[call.kernel.name], call, target, sizes)
-    for name, row in rows.items():
-        row |= {"block": facts[name]["block"], **facts[name]["facts"], "record": facts[name]["record"]}
+            _add(rows[call.kernel], call, target, sizes)
     return list(rows.values())
 
 
-def _add(row: Row, kernel: Mapping[str, Any], call: Call, target: GpuTarget, sizes: Mapping[str, int]) -> None:
-    from tcompile.ir.loops_evaluate import compile_dim
+def _row(kernel: Kernel, facts: Mapping[str, Any]) -> Row:
+    record = {str(key): str(value) for key, value in sorted(kernel.tags.items())}
+    return {"kernel": kernel.name, "launches": 0, "bytes": 0.0, "minimum": 0.0, "flops": 0, "least_us": 0.0, **facts, "record": record}
 
+
+def _add(row: Row, call: Call, target: GpuTarget, sizes: Mapping[str, int]) -> None:
     row["launches"] += 1
     try:
-        values = {name: int(compile_dim(expr)(sizes)) for name, expr in zip(kernel["dims"], call.dims, strict=True)}
+        values = {name: int(compile_dim(expr)(sizes)) for name, expr in zip(call.kernel.dims, call.dims, strict=True)}
     except KeyError:  # a size that only a run knows
-        row.update(bytes=None, flops=None, least_us=None)
+        row.update(bytes=None, minimum=None, flops=None, least_us=None)
         return
-    moved, flops = (read_expression(kernel[what], set(values)).value(values) for what in ("bytes", "flops"))
+    model = kernel_model(call.kernel, values, target, row.get("registers", 0))
+    row["threads"] = f"{model.blocks}x{model.threads}"
     if row["bytes"] is not None:
-        row["bytes"] += moved
-        row["flops"] += flops
-        row["least_us"] += 1e6 * max(moved / target.bandwidth, flops / target.f32_flops)
+        for name, amount in (("bytes", model.moved), ("minimum", model.minimum), ("flops", model.flops), ("least_us", 1e6 * model.seconds)):
+            row[name] += amount
+
+
+def wasteful(row: Row) -> bool:
+    """Whether a kernel moves more than its kind may: twice the minimum for products and convolutions, 1.2 times for others."""
+    return bool(row["minimum"]) and row["bytes"] > (2.0 if row["kernel"].startswith(CONTRACTIONS) else 1.2) * row["minimum"]
 
 
 def totals(rows: Sequence[Row]) -> Row:
-    """The sums of a model, and its worst kernel in registers and spills."""
+    """The sums of a model, and the kernels that spill or move too much."""
     known = [row for row in rows if row["bytes"] is not None]
+    sums = {name: round(sum(row[name] for row in known), 2) for name in ("bytes", "minimum", "flops", "least_us")}
     return {
         "kernels": len(rows),
         "launches": sum(row["launches"] for row in rows),
-        "bytes": sum(row["bytes"] for row in known),
-        "flops": sum(row["flops"] for row in known),
-        "least_us": round(sum(row["least_us"] for row in known), 2),
+        **sums,
         "registers": max((row.get("registers", 0) for row in rows), default=0),
         "spilling": [row["kernel"] for row in rows if row.get("spill")],
-        "low_occupancy": [row["kernel"] for row in rows if row.get("occupancy", 1.0) < 0.25],
+        "wasteful": [row["kernel"] for row in known if wasteful(row)],
     }
 
 
 def show_rows(title: str, rows: Sequence[Row], console: Console) -> None:
     """A table of kernels, those that take longest by the model first."""
-    table = Table("kernel", "launches", "MB", "MFLOP", "least us", "block", "regs", "spill", "shared", "occupancy", "schedule", title=title)
-    for column in table.columns[1:10]:
+    heads = (
+        "kernel",
+        "launches",
+        "MB",
+        "x min",
+        "MFLOP",
+        "least us",
+        "blocks x threads",
+        "regs",
+        "spill",
+        "shared",
+        "occupancy",
+        "schedule",
+    )
+    table = Table(*heads, title=title)
+    for column in table.columns[1:11]:
         column.justify = "right"
     for row in sorted(rows, key=lambda row: -(row["least_us"] or 0.0)):
-        sizes = [_number(row["bytes"], 1e-6), _number(row["flops"], 1e-6), _number(row["least_us"], 1.0)]
-        facts = [str(row.get(name, "-")) for name in ("registers", "spill", "shared")]
+        ratio = row["bytes"] / row["minimum"] if row["minimum"] else None
+        sizes = [_number(row["bytes"], 1e-6), _number(ratio, 1.0), _number(row["flops"], 1e-6), _number(row["least_us"], 1.0)]
+        facts = [str(row.get(name, "-")) for name in ("threads", "registers", "spill", "shared")]
         share = "-" if "occupancy" not in row else f"{row['occupancy']:.0%}"
         schedule = " ".join(f"{key}={value}" for key, value in row["record"].items())
-        table.add_row(row["kernel"], str(row["launches"]), *sizes, "x".join(map(str, row["block"])), *facts, share, schedule)
+        table.add_row(row["kernel"], str(row["launches"]), *sizes, *facts, share, schedule)
     console.print(table)
 
 

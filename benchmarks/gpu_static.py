@@ -30,7 +30,7 @@ def compiled_graph(graph: Graph, device: Any, *, optimised: bool = True, precisi
 
 def static_report(models: list[Model], target: str, console: Console) -> dict[str, Any]:
     """Compiles every model and prints its kernels: what the CUDA compiler says, and the static model by the data sheet."""
-    found: dict[str, Any] = {"target": target, "models": {}, "refused": {}, "spilling": []}
+    found: dict[str, Any] = {"target": target, "models": {}, "refused": {}, "spilling": [], "wasteful": []}
     for model in models:
         try:
             compiled = compile_model(model.path, target, fixed_shapes(model), Options(host_ops=False))
@@ -41,16 +41,18 @@ def static_report(models: list[Model], target: str, console: Console) -> dict[st
         rows = kernel_rows(compiled.program, compiled.build, compiled.target, {})
         summary = totals(rows)
         found["models"][model.name] = {"totals": summary, "kernels": rows}
-        found["spilling"] += [f"{model.name}: {name}" for name in summary["spilling"]]
+        for what in ("spilling", "wasteful"):
+            found[what] += [f"{model.name}: {name}" for name in summary[what]]
         show_rows(f"{model.name} for {target}", rows, console)
         console.print(
             f"{summary['kernels']} kernels, {summary['launches']} launches, {summary['flops'] / 1e9:.2f} GFLOP, "
             f"{summary['bytes'] / 1e6:.1f} MB; at least {summary['least_us']:.1f} us by the data sheet; "
-            f"spilling: {', '.join(summary['spilling']) or 'none'}\n",
+            f"spilling: {', '.join(summary['spilling']) or 'none'}; wasteful: {', '.join(summary['wasteful']) or 'none'}\n",
             markup=False,
         )
     console.print(
-        f"{len(found['models'])} models compile for {target}, {len(found['refused'])} do not; spilling kernels: {len(found['spilling'])}"
+        f"{len(found['models'])} models compile for {target}, {len(found['refused'])} do not; spilling kernels: {len(found['spilling'])}, "
+        f"kernels that move too much: {len(found['wasteful'])}"
     )
     console.print("to measure on a machine with a GPU: python -m tcompile.benchmarks.gpu MODELS --json gpu.json")
     return found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 from tcompile.codegen import cuda_compile
 from tcompile.codegen.build import Progress, readable_arena
 from tcompile.codegen.cuda_artifact import PTX, TEXT, CudaBuild
 from tcompile.codegen.cuda_c import emit_module, function_name, launch
-from tcompile.codegen.cuda_occupancy import occupancy
+from tcompile.codegen.cuda_model import occupancy
 from tcompile.codegen.cuda_program import KernelFacts, encode_program
 from tcompile.codegen.memory import plan
 from tcompile.ir.loops import Kernel
@@ -48,4 +49,5 @@ def _facts(kernel: Kernel, resources: dict[str, int], target: GpuTarget) -> dict
     if not resources:
         return {}
     shape = launch(kernel)
-    return {**resources, "occupancy": round(occupancy(shape, resources["registers"], target), 3)}
+    share = occupancy(target, prod(shape.block), resources["registers"], shape.shared_bytes + shape.static_bytes)
+    return {**resources, "occupancy": round(share, 3)}
