@@ -12,7 +12,7 @@ order by one thread each.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -21,7 +21,7 @@ from tcompile.codegen.cpu_epilogue import Epilogue, anchor, store_tile
 from tcompile.codegen.cpu_split import split_task
 from tcompile.codegen.cpu_tile import Accumulator, micro_kernel
 from tcompile.codegen.draft import Draft, Scope
-from tcompile.codegen.scalar import compare, index_value
+from tcompile.codegen.scalar import compare, index_value, select
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.graph import Node
@@ -48,6 +48,7 @@ class DirectConv:
         self.spatial: Shape = tuple(spatial)
         self.dtype = accumulator_type(self.x.dtype, self.w.dtype, self.core.output.dtype)
         self.groups = self.core.attrs.get("groups", 1)
+        self.sections = self.groups  # of the output blocks; a bundle lies in one
         self._geometry()
         # positions in memory order are one row where each output reads just its own position
         self.flat = self._pointwise()
@@ -56,6 +57,8 @@ class DirectConv:
         lane_count = min(lanes(target, self.dtype), self.block)
         self.tile, self.wide = self._choose(lane_count)
         self.draft.flops = 2 * self.core.output.type.size * dims.product(self.taps)
+        if self.useful() < 1:
+            self.draft.flops = dims.floordiv(self.draft.flops * round(self.useful() * 3600), 3600)
         self.draft.tags["tile"] = f"{self.tile.rows}x{self.tile.vectors}x{lane_count}"
 
     # To be given by subclasses ------------------------------------------------------------------------
@@ -63,6 +66,10 @@ class DirectConv:
     def _geometry(self) -> None:
         """Sets ``taps``: the extents of the loops over terms, the kernel positions being ``kernel``."""
         raise NotImplementedError
+
+    def useful(self) -> float:
+        """The share of the terms that sums have."""
+        return 1.0
 
     def load(self, image: DimLike, group: DimLike, position: Shape, tap: Shape) -> Expr:
         """The input under a kernel position, ``position`` being that of the output."""
@@ -88,16 +95,16 @@ class DirectConv:
         heights = range(1, min(max(length, 1), self.target.vector_registers) + 1) if isinstance(self.columns, int) else (1, 2, 4, 8)
         options = [
             (self._cycles(length, height, wide, per_block), Tile(height, wide * per_block, lane_count), wide)
-            for wide in range(1, min(self._group_blocks(), 8) + 1)
-            if self.groups == 1 or self._group_blocks() % wide == 0
+            for wide in range(1, min(self._section_blocks(), 8) + 1)
+            if self.sections == 1 or self._section_blocks() % wide == 0
             for height in heights
             if fits(self.target, height, wide * per_block, step=self.step)
         ]
         _, tile, wide = min(options, key=lambda option: option[0])
         return tile, wide
 
-    def _group_blocks(self) -> int:
-        return self.blocks // self.groups
+    def _section_blocks(self) -> int:
+        return self.blocks // self.sections
 
     def _cycles(self, length: int, height: int, wide: int, per_block: int) -> float:
         full, rest = divmod(length, height)
@@ -231,9 +238,11 @@ class DirectConv:
         """The sums of a tile over ``_terms``: ``height`` columns of a row from ``start``, ``blocks`` output blocks from ``block``."""
         per_block = self.block // self.tile.lanes
         tile = Tile(height, blocks * per_block, self.tile.lanes)
-        group = 0 if self.groups == 1 else dims.floordiv(block, self._group_blocks(), self.nest.ranges)
+        group = 0 if self.groups == 1 else dims.floordiv(block, self._section_blocks(), self.nest.ranges)
         if self.groups > 1:
             group = self.nest.let_index(index_value(group), Range(0, self.groups - 1))
+
+        self._enter(block)
 
         def weight(vector: int, lane: DimLike, tap: Shape) -> Expr:
             part, offset = divmod(vector, per_block)
@@ -250,6 +259,9 @@ class DirectConv:
             combine=self.combine,
         )
 
+    def _enter(self, block: DimLike) -> None:
+        """Told of the first output block of each sum before its terms."""
+
     @contextmanager
     def _terms(self) -> Iterator[Shape]:
         with self.nest.loops(self.taps) as tap:
@@ -264,9 +276,49 @@ class DirectConv:
 class BlockedConv(DirectConv):
     """conv_blocked: x [N, I/B, spatial, B], w [O/B, I/g/B, kernel, Bi, Bo]."""
 
+    windows: Sequence[list[tuple[int, int]]] = ()  # by section and axis: the start and size of what is read of the kernel
+
     def _geometry(self) -> None:
         self.kernel = self.w.shape[2:-2]
         self.taps = (self.w.shape[1], *self.kernel, self.w.shape[-2])
+        windows, axes = self.core.attrs.get("windows", ()), len(self.kernel)
+        pairs = list(zip(windows[::2], windows[1::2], strict=True))
+        self.windows = [pairs[k : k + axes] for k in range(0, len(pairs), axes)]
+        self.sections = len(self.windows) or self.groups
+        self.window: list[tuple[DimLike, DimLike]] = [(0, extent) for extent in self.kernel]
+
+    def useful(self) -> float:
+        """The share of the kernel's positions that sums read."""
+        read = sum(dims.product(size for _, size in window) for window in self.windows)
+        return read / (dims.product(self.kernel) * len(self.windows)) if self.windows else 1.0
+
+    def _enter(self, block: DimLike) -> None:
+        """Sets the window of the section that a block is in."""
+        if not self.windows:
+            return
+        section = dims.floordiv(block, self._section_blocks(), self.nest.ranges)
+        self.window = [
+            tuple(self._among([window[axis][k] for window in self.windows], section) for k in (0, 1)) for axis in range(len(self.kernel))
+        ]
+
+    def _among(self, numbers: list[int], section: DimLike) -> DimLike:
+        """The number of a section."""
+        if len(set(numbers)) == 1:
+            return numbers[0]
+        value = index_value(numbers[-1])
+        for k in reversed(range(len(numbers) - 1)):
+            value = select(compare("eq", section, k), index_value(numbers[k]), value)
+        return self.nest.let_index(value, Range(min(numbers), max(numbers)))
+
+    @contextmanager
+    def _terms(self) -> Iterator[Shape]:
+        with self._blocks_of_terms() as blocks, self.nest.loops((*(size for _, size in self.window), self.taps[-1])) as (*place, channel):
+            yield (blocks, *(start + k for (start, _), k in zip(self.window, place, strict=True)), channel)
+
+    @contextmanager
+    def _blocks_of_terms(self) -> Iterator[DimLike]:
+        with self.nest.loop(self.taps[0]) as block:
+            yield block
 
     def load(self, image: DimLike, group: DimLike, position: Shape, tap: Shape) -> Expr:
         block, *kernel, channel = tap

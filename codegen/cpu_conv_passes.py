@@ -46,7 +46,9 @@ class ConvInPasses(BlockedConv):
 
     def applies(self) -> bool:
         """Whether one pass over all input blocks would be too long."""
-        self.depth = conv_pass(self.target, self.w.shape[1], dims.product(self.kernel) * self.block, self.tile.columns)
+        self.depth = conv_pass(
+            self.target, self.w.shape[1], round(dims.product(self.kernel) * self.useful()) * self.block, self.tile.columns
+        )
         return self.groups == 1 and self.depth < self.w.shape[1] and isinstance(self.columns, int)
 
     def write(self) -> Draft:
@@ -162,7 +164,6 @@ class ConvInPasses(BlockedConv):
                 self.epilogue.store_border(image, first + part)
 
     @contextmanager
-    def _terms(self) -> Iterator[Shape]:
-        blocks = dims.minimum(self.depth, self.w.shape[1] - self.start, self.nest.ranges)
-        with self.nest.loops((blocks, *self.taps[1:])) as (block, *rest):
-            yield (self.start + block, *rest)
+    def _blocks_of_terms(self) -> Iterator[DimLike]:
+        with self.nest.loop(dims.minimum(self.depth, self.w.shape[1] - self.start, self.nest.ranges)) as block:
+            yield self.start + block

@@ -151,8 +151,18 @@ def _infer_conv_blocked(types: Types, attrs: Attrs, regions: object) -> Types:
     if differ(x.shape[1], w.shape[1] * groups) or differ(x.shape[-1], w.shape[-2]):
         raise RuleError(f"{groups} groups of {w.shape[1]} input blocks of {w.shape[-2]}", x)
     need(w.shape[0] % groups == 0, f"output blocks in {groups} groups", w)
+    _need_windows(attrs.get("windows", ()), w.shape[0], w.shape[2:-2], groups)
     spatial = output_extents(x.shape[2:-1], w.shape[2:-2], attrs)
     return (TensorType(attrs["dtype"], (x.shape[0], w.shape[0], *spatial, w.shape[-1])),)
+
+
+def _need_windows(windows: tuple[int, ...], blocks: int, kernel: tuple[int, ...], groups: int) -> None:
+    """Pairs of (start, size) for every axis of every section."""
+    sections, rest = divmod(len(windows), 2 * max(len(kernel), 1))
+    need(not windows or (rest == 0 and groups == 1 and blocks % sections == 0), "whole sections of the output blocks", windows)
+    extents = kernel * sections
+    inside = all(min(start, size) >= 0 and start + size <= n for start, size, n in zip(windows[::2], windows[1::2], extents, strict=True))
+    need(inside, "windows inside the kernel", windows)
 
 
 def _evaluate_conv_blocked(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
@@ -178,9 +188,11 @@ def blocked_result(x: np.ndarray, w: np.ndarray, attrs: Attrs, env: Env, groups:
 register(
     OpSpec(
         "conv_blocked",
-        "conv_blocked(x, w) {strides, dilation, groups, dtype}: x [N, I/B, spatial, B] (padded), w [O/B, I/g/B, kernel, Bi, Bo].",
+        "conv_blocked(x, w) {strides, dilation, groups, windows, dtype}: x [N, I/B, spatial, B] (padded), w [O/B, I/g/B, kernel, Bi, Bo]. "
+        "``windows``, if any: for each of equal sections of O/B and each axis the start and size of what is not zero in the kernel.",
         operands=(2, 2),
-        attrs={**_CONV_ATTRS, "groups": "int"},
+        attrs={**_CONV_ATTRS, "groups": "int", "windows": "ints"},
+        defaults={"windows": ()},
         infer=_infer_conv_blocked,
         evaluate=_evaluate_conv_blocked,
         tolerance=Tolerance(ulp=2, grows=True),

@@ -2,7 +2,7 @@
 
 Output position o = d*q + r of an axis with input dilation d reads only kernel positions k with (r + k - low) % d == 0, and
 those at input position q + (r + k - low) / d. All phases r read windows around q, so one convolution with d times the output
-channels computes them together (positions that a phase does not use get weight zero), and what remains is to
+channels computes them together (each phase has a window of its own, around which weights are zero), and what remains is to
 interleave: channels (r, c) at q go to channel c at d*q + r.
 
     conv(x, w) {lhs_dilation = (2, 2)}
@@ -52,7 +52,7 @@ def assign_transposed(node: Node, forms: Forms) -> bool:
     common = {"strides": (1,) * len(axes), "dilation": (1,) * len(axes), "dtype": node.attrs["dtype"], "groups": 1}
     packed = pack_array(pack_array(kernel.reshape(-1, *kernel.shape[2:]), 1, forms.block), 0, forms.block)
     if outputs % forms.block == 0:
-        result = b.emit("conv_blocked", padded, b.constant(packed), **common)
+        result = b.emit("conv_blocked", padded, b.constant(packed), windows=_windows(axes), **common)
         blocked = _interleave(b, result, outputs // forms.block, axes, node.output.shape[2:])
         forms.set_blocked(node.output, blocked, 0.0)
         return True
@@ -106,6 +106,16 @@ def _joined(weights: np.ndarray, axes: list[Axis]) -> np.ndarray:
             place.append(where)
         joined[(phase, slice(None), slice(None), *place)] = weights[(slice(None), slice(None), *position)]
     return joined
+
+
+def _windows(axes: list[Axis]) -> tuple[int, ...]:
+    """The start and size of the part of the window that each phase reads, along every axis."""
+    found: list[int] = []
+    for phase in itertools.product(*(range(axis.phases) for axis in axes)):
+        for axis, mine in zip(axes, phase, strict=True):
+            places = [place for owner, place in axis.served if owner == mine]
+            found += (min(places), max(places) - min(places) + 1) if places else (0, 0)
+    return tuple(found)
 
 
 def _bordered(b: Builder, x: Value, axes: list[Axis]) -> Value:

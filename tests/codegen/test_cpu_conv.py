@@ -143,6 +143,29 @@ def test_passes_over_many_channels(inputs, outputs, spatial, kernel, strides, pa
     assert any("passes" in kernel.tags for kernel in kernels_of(graph))
 
 
+@pytest.mark.parametrize("inputs", [2, 80])
+@pytest.mark.parametrize(
+    ("kernel", "windows", "outputs"),
+    [
+        ((3, 3), ((0, 2, 0, 2), (0, 2, 1, 2), (1, 2, 0, 2), (1, 2, 1, 2)), 12),  # the phases of a 4x4 kernel
+        ((2, 2), ((0, 1, 0, 1), (0, 1, 0, 2), (0, 2, 0, 1), (0, 2, 0, 2)), 8),  # of a 3x3 kernel
+        ((3,), ((1, 2), (0, 0), (2, 1)), 3),
+    ],
+)
+def test_windows_of_sections(kernel, windows, outputs, inputs):
+    b = Builder()
+    x = b.input("x", F32, (1, inputs, *(9, 14)[: len(kernel)], 8))
+    w = np.zeros((outputs, inputs, *kernel, 8, 8), np.float32)
+    for section, window in enumerate(windows):
+        part = slice(section * outputs // len(windows), (section + 1) * outputs // len(windows))
+        place = (part, slice(None), *(slice(start, start + size) for start, size in zip(window[::2], window[1::2], strict=True)))
+        w[place] = normal(*w[place].shape)
+    ones = (1,) * len(kernel)
+    flat = tuple(number for window in windows for number in window)
+    y = b.emit("conv_blocked", x, b.constant(w), strides=ones, dilation=ones, groups=1, windows=flat, dtype=F32)
+    assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}) == ["conv"]
+
+
 @pytest.mark.parametrize("n", [0, 1, 3])
 def test_passes_of_an_unknown_batch_and_height(n):
     b = Builder()
