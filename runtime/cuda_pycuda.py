@@ -23,28 +23,28 @@ class _Function:
 
 
 class _Module:
-    def __init__(self, driver: Driver, image: bytes) -> None:
-        self._driver, self._handle = driver, driver.load(image)
-        weakref.finalize(self, driver.call, "cuModuleUnload", self._handle).atexit = False
+    def __init__(self, device: PyCudaDevice, image: bytes) -> None:
+        self._driver, self._handle = device.driver, device.driver.load(image)
+        weakref.finalize(self, device.destroy, "cuModuleUnload", self._handle).atexit = False
 
     def function(self, name: str) -> _Function:
         return _Function(self._driver.function(self._handle, name))
 
 
 class _Event:
-    def __init__(self, driver: Driver) -> None:
-        self.handle = driver.new("cuEventCreate", 0)
-        weakref.finalize(self, driver.call, "cuEventDestroy_v2", self.handle).atexit = False
+    def __init__(self, device: PyCudaDevice) -> None:
+        self.handle = device.driver.new("cuEventCreate", 0)
+        weakref.finalize(self, device.destroy, "cuEventDestroy_v2", self.handle).atexit = False
 
 
 class _Graph:
-    def __init__(self, driver: Driver, graph: int) -> None:
-        self._driver = driver
+    def __init__(self, device: PyCudaDevice, graph: int) -> None:
+        self._driver = device.driver
         try:
-            self._handle = driver.new("cuGraphInstantiateWithFlags", graph, 0)
+            self._handle = self._driver.new("cuGraphInstantiateWithFlags", graph, 0)
         finally:
-            driver.call("cuGraphDestroy", graph)
-        weakref.finalize(self, driver.call, "cuGraphExecDestroy", self._handle).atexit = False
+            self._driver.call("cuGraphDestroy", graph)
+        weakref.finalize(self, device.destroy, "cuGraphExecDestroy", self._handle).atexit = False
 
     def launch(self, stream: Stream) -> None:
         self._driver.call("cuGraphLaunch", self._handle, stream)
@@ -80,67 +80,71 @@ class PyCudaDevice:
         device = pycuda.Device(number)
         major, minor = device.compute_capability()
         self.number, self.name, self.sm = number, device.name(), 10 * major + minor
-        self.multiprocessors = device.get_attribute(pycuda.device_attribute.MULTIPROCESSOR_COUNT)
         self._context = device.retain_primary_context()
-        self._driver = Driver()
+        self.driver = Driver()
 
     def activate(self) -> None:
-        self._driver.call("cuCtxSetCurrent", self._context.handle)
+        self.driver.call("cuCtxSetCurrent", self._context.handle)
+
+    def destroy(self, function: str, handle: int) -> None:
+        """Gives a handle back, on whatever thread its owner ends."""
+        self.activate()
+        self.driver.call(function, handle)
 
     def allocate(self, size: int) -> int:
-        return self._driver.allocate(size)
+        return self.driver.allocate(size)
 
     def free(self, address: int) -> None:
         self.activate()
-        self._driver.call("cuMemFree_v2", address)
+        self.driver.call("cuMemFree_v2", address)
 
     def upload(self, address: int, array: np.ndarray, stream: Stream) -> None:
-        self._driver.call("cuMemcpyHtoDAsync_v2", address, array.ctypes.data, array.nbytes, stream)
-        if self._driver.is_pinned(array.ctypes.data):
+        self.driver.call("cuMemcpyHtoDAsync_v2", address, array.ctypes.data, array.nbytes, stream)
+        if self.driver.is_pinned(array.ctypes.data):
             self.synchronize(stream)
 
     def download(self, array: np.ndarray, address: int, stream: Stream) -> None:
-        self._driver.call("cuMemcpyDtoHAsync_v2", array.ctypes.data, address, array.nbytes, stream)
+        self.driver.call("cuMemcpyDtoHAsync_v2", array.ctypes.data, address, array.nbytes, stream)
         self.synchronize(stream)
 
     def copy(self, target: int, source: int, size: int, stream: Stream) -> None:
-        self._driver.call("cuMemcpyDtoDAsync_v2", target, source, size, stream)
+        self.driver.call("cuMemcpyDtoDAsync_v2", target, source, size, stream)
 
     def fill(self, address: int, byte: int, size: int, stream: Stream) -> None:
-        self._driver.call("cuMemsetD8Async", address, byte, size, stream)
+        self.driver.call("cuMemsetD8Async", address, byte, size, stream)
 
     def module(self, image: bytes) -> _Module:
-        return _Module(self._driver, image)
+        return _Module(self, image)
 
     def launch(self, function: _Function, grid: Extents, block: Extents, shared: int, arguments: Sequence[int], stream: Stream) -> None:
         if shared > function.shared:
-            self._driver.allow_shared(function.handle, shared)
+            self.driver.allow_shared(function.handle, shared)
             function.shared = shared
-        self._driver.launch(function.handle, grid, block, shared, arguments, stream)
+        self.driver.launch(function.handle, grid, block, shared, arguments, stream)
 
     def new_stream(self) -> Stream:
-        return self._driver.new_stream()
+        return self.driver.new_stream()
 
     def free_stream(self, stream: Stream) -> None:
-        self._driver.call("cuStreamDestroy_v2", stream)
+        self.driver.call("cuStreamDestroy_v2", stream)
 
     def synchronize(self, stream: Stream) -> None:
-        self._driver.call("cuStreamSynchronize", stream)
+        self.driver.call("cuStreamSynchronize", stream)
 
     def new_event(self) -> _Event:
-        return _Event(self._driver)
+        return _Event(self)
 
     def record(self, event: _Event, stream: Stream) -> None:
-        self._driver.call("cuEventRecord", event.handle, stream)
+        self.driver.call("cuEventRecord", event.handle, stream)
 
     def elapsed(self, begin: _Event, end: _Event) -> float:
-        return self._driver.elapsed(begin.handle, end.handle)
+        return self.driver.elapsed(begin.handle, end.handle)
 
     def begin_capture(self, stream: Stream) -> None:
-        self._driver.begin_capture(stream)
+        self.driver.begin_capture(stream)
 
     def end_capture(self, stream: Stream) -> _Graph:
-        return _Graph(self._driver, self._driver.end_capture(stream))
+        return _Graph(self, self.driver.end_capture(stream))
 
     def __repr__(self) -> str:
         return f"<cuda:{self.number} {self.name}, sm_{self.sm}>"

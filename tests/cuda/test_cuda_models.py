@@ -6,18 +6,24 @@ that hold them; image models with a reduced input, language models with a short 
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
+from onnx import parser
 
 import tcompile
 from tcompile.accuracy import largest_error, random_inputs
 from tcompile.benchmarks.model_set import INPUTS, Inputs
+from tcompile.cli import main
 from tcompile.ir.interpret import interpret
 from tcompile.ir.onnx_import import import_model
+from tcompile.runtime.inspect import cuda_source, describe
+from tests import test_host_models as host_models
 from tests.cuda.shim_device import ShimDevice
 
 FOLDERS = [Path(folder) for folder in os.environ.get("TCOMPILE_PUBLIC_MODELS", "").split(os.pathsep) if folder]
@@ -77,3 +83,32 @@ def test_mobilenetv2_with_a_small_image(tmp_path):
     path = tmp_path / "small.onnx"
     onnx.save(proto, path)
     check(str(path), {})
+
+
+def test_a_model_with_strings_runs_its_parts_on_the_device(tmp_path):
+    proto = parser.parse_model(host_models.MODEL)
+    path = tmp_path / "hosted.tcm"
+    tcompile.compile_file(proto, path, "cuda-sm90", device_code=False, cache=False)
+    device = ShimDevice()
+    exe = tcompile.load(path, device=device)
+    host_models.check(exe.run({"city": host_models.CITIES, "x": host_models.X}))
+    assert device.launches
+    report = describe(path)
+    assert report["host_calls"] and report["copies"] and report["arch"] == "sm_90"
+    assert "__global__" in cuda_source(path)
+    shown = CliRunner().invoke(main, ["inspect", "--kernels", str(path)]).output
+    assert "copied each run" in shown and "runs in Python" in shown
+
+
+def test_the_command_line_without_a_gpu(tmp_path):
+    path = tmp_path / "digits.tcm"
+    tcompile.compile_file(DIGITS, path, "cuda-sm80", device_code=False)
+    runner = CliRunner()
+    shown = runner.invoke(main, ["inspect", "--source", str(path)])
+    assert shown.exit_code == 0 and "__global__" in shown.output
+    report = json.loads(runner.invoke(main, ["inspect", "--json", str(path)]).output)
+    assert report["target"] == "cuda-sm80" and report["kernels"]
+    refused = runner.invoke(main, ["compile", str(DIGITS), "--precision", "tf32", "-o", str(tmp_path / "x.tcm")])
+    assert refused.exit_code == 3 and not (tmp_path / "x.tcm").exists()
+    missing = runner.invoke(main, ["run", str(path), "--device", "cuda:99", "--input", "images=random"])
+    assert missing.exit_code == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +15,8 @@ from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
 from tcompile.ir.interpret import interpret
 from tcompile.runtime import load
-from tcompile.runtime.cuda_arrays import DeviceArray
+from tcompile.runtime.cuda_arrays import DeviceArray, as_device_array
+from tcompile.runtime.dtypes import element
 from tests.cuda.loop_device import LoopDevice
 from tests.cuda.loops import artifact_of, on_loops
 
@@ -248,3 +251,44 @@ def test_a_model_for_a_gpu_does_not_load_elsewhere():
 
 def test_equal_models_give_equal_bytes():
     assert artifact_of(two_sums())[0] == artifact_of(two_sums())[0]
+
+
+def test_several_threads_run_one_executable():
+    graph = two_sums()
+    exe, device = on_loops(graph)
+
+    def work(seed):
+        x, y = rand(seed % 7, 7, seed=seed), rand(seed % 7, 7, seed=seed + 100)
+        return np.abs(exe.run([x, y])["p"] - (x + y)).max(initial=0)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(work, range(60))) < 1e-6
+    assert exe.memory().sessions <= 4 and device.activated >= 60
+
+
+def test_dlpack_and_the_array_interface_share_memory():
+    exe, device = on_loops(two_sums())
+    array = as_device(exe, rand(5, 7))
+    again = as_device_array(_Foreign(array), exe.inputs[0].element, device, 7, "it")
+    assert (again.address, again.shape, again.strides) == (array.address, (5, 7), (28, 4))
+    plain = types.SimpleNamespace(__cuda_array_interface__=array.__cuda_array_interface__)
+    assert as_device_array(plain, exe.inputs[0].element, device, 0, "it").address == array.address
+    with pytest.raises(InputError, match="expected i64"):
+        as_device_array(_Foreign(array), element(7), device, 0, "it")
+    view = array[1:3]
+    assert view.shape == (2, 7) and view.address == array.address + 28
+    with pytest.raises(InputError, match="slices with steps"):
+        array[::2]
+
+
+class _Foreign:
+    """Another library's array: DLPack alone."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
