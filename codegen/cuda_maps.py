@@ -20,6 +20,7 @@ from tcompile.ir import dims
 from tcompile.ir.dims import DimLike
 from tcompile.ir.loops import (
     Alloc,
+    Atomic,
     Barrier,
     Block,
     Check,
@@ -62,7 +63,7 @@ def map_on_threads(loops: Sequence[For], core: Block, names: Names) -> Block:
 
 def _width(core: Block, inner: For) -> int:
     """Elements of the innermost loop for one thread: 16 bytes of its widest operand, 1 where its accesses do not step by one."""
-    if any(isinstance(stmt, Check | If | Alloc) for stmt in walk(core)):
+    if any(isinstance(stmt, Check | If | Alloc | Atomic) for stmt in walk(core)):
         return 1
     found = [access for access in accesses(core, inner.var) if access.step != 0]
     if not found or any(access.step != 1 or access.dtype.bits < 8 for access in found):
@@ -107,7 +108,7 @@ class _Turn:
 
 
 def _turn(loops: Sequence[For], core: Block) -> _Turn | None:
-    if len(loops) < 2 or any(isinstance(stmt, Check | If | Alloc) for stmt in walk(core)):
+    if len(loops) < 2 or any(isinstance(stmt, Check | If | Alloc | Atomic) for stmt in walk(core)):
         return None
     columns = next((loop for loop in reversed(loops) if _stores_along(core, loop)), None)
     if columns is None or not _long(columns.extent):

@@ -16,7 +16,7 @@ import numpy as np
 
 from tcompile.codegen.cuda_c import function_name, launch
 from tcompile.ir import dims
-from tcompile.ir.dims import DimLike
+from tcompile.ir.dims import DimError, DimLike
 from tcompile.ir.loops import Access, Atomic, Block, CopyAsync, Expr, For, Index, Kernel, Let, Load, LoopKind, Store
 from tcompile.ir.loops_evaluate import compile_dim, postorder
 from tcompile.ir.loops_interpret import blocks, expressions
@@ -169,7 +169,10 @@ class _Reader:
         """The largest value of an expression, its loop variables anywhere."""
         known = {name: dims.Range(0, max(extent - 1, 0)) for name, extent in self.extents.items()}
         known |= {name: dims.Range(value, value) for name, value in self.values.items()}
-        bound = dims.upper_bound(dims.substitute(expr, dict(self.values)), known)
+        try:
+            bound = dims.upper_bound(dims.substitute(expr, dict(self.values)), known)
+        except DimError:  # a quotient by an extent of 0: code that never runs
+            return 0
         return bound if isinstance(bound, int) else self.turns(dims.symbols(expr))
 
     def scalar(self, name: str, value: Expr) -> None:

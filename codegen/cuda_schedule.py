@@ -17,7 +17,7 @@ from tcompile.codegen.schedule_access import drop_unused, has_loops, only_loop
 from tcompile.codegen.templates import Built
 from tcompile.ir import dims
 from tcompile.ir.graph import Value
-from tcompile.ir.loops import Alloc, Block, Check, For, If, Kernel, Let, Load, Param, Store
+from tcompile.ir.loops import Alloc, Atomic, Block, Check, For, If, Kernel, Let, Load, Param, Store
 from tcompile.ir.loops_evaluate import postorder
 from tcompile.ir.loops_interpret import expressions, walk
 from tcompile.ir.target import GpuTarget, Target
@@ -130,7 +130,7 @@ class _Scheduler:
 def _buffers(body: Block) -> set[str]:
     found: set[str] = set()
     for stmt in walk(body):
-        if isinstance(stmt, Store):
+        if isinstance(stmt, Store | Atomic):
             found.add(stmt.buffer)
         for part in postorder(*expressions(stmt)):
             if isinstance(part, Load):

@@ -1,5 +1,5 @@
 """All templates of the GPU; importing this module registers them."""
 
-from tcompile.codegen import cuda_attention, cuda_conv, cuda_dot, cuda_rows
+from tcompile.codegen import cuda_attention, cuda_conv, cuda_dot, cuda_rows, cuda_scan, cuda_scatter, cuda_sort
 
-ALL = (cuda_rows.rows, cuda_dot.dot, cuda_attention.attention, cuda_conv.conv)
+ALL = (cuda_rows.rows, cuda_dot.dot, cuda_attention.attention, cuda_conv.conv, cuda_scan.cumulative, cuda_scatter.scatter, cuda_sort.sort)

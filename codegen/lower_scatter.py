@@ -24,7 +24,7 @@ def lower_scatter_nd(node: Node, scope: Scope) -> list[Draft]:
         with draft.nest.loops(x.shape[depth:], independent=True) as inner:
             _combine(draft, node, (*found, *inner), draft.element(updates, (*outer, *inner)))
     draft.flops = updates.type.size
-    return [_copy(node, x, scope), draft]
+    return [copy_operand(node, x, scope), draft]
 
 
 def lower_scatter_elements(node: Node, scope: Scope) -> list[Draft]:
@@ -38,10 +38,11 @@ def lower_scatter_elements(node: Node, scope: Scope) -> list[Draft]:
         index = draft.inliner.lookup(indices, at, x.shape[axis], None)
         _combine(draft, node, (*row[:axis], index, *row[axis:]), draft.element(updates, at))
     draft.flops = updates.type.size
-    return [_copy(node, x, scope), draft]
+    return [copy_operand(node, x, scope), draft]
 
 
-def _copy(node: Node, x: Value, scope: Scope) -> Draft:
+def copy_operand(node: Node, x: Value, scope: Scope) -> Draft:
+    """The kernel that makes the result a copy of the operand."""
     draft = Draft("copy", node, scope)
     with draft.nest.loop(x.type.size, independent=True) as k:
         draft.nest.store(draft.write(node.output), k, draft.inliner.flat(x, k))

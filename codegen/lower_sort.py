@@ -25,9 +25,9 @@ def lower_sort(node: Node, scope: Scope) -> list[Draft]:
     (extent,) = rows.inner
     draft = Draft("sort", node, scope)
     with draft.nest.loops(rows.outer, independent=True) as row:
-        sorter = _RowSort(draft.nest, extent, _key_type(key.dtype))
+        sorter = _RowSort(draft.nest, extent, key_type(key.dtype))
         with draft.nest.loop(extent, independent=True) as k:
-            sorter.put(k, _ordered(draft.element(key, rows.indices(row, (k,))), descending=node.attrs["descending"]))
+            sorter.put(k, ordered(draft.element(key, rows.indices(row, (k,))), descending=node.attrs["descending"]))
         sorter.sort()
         with draft.nest.loop(extent) as k:
             position = sorter.position(k)
@@ -37,23 +37,23 @@ def lower_sort(node: Node, scope: Scope) -> list[Draft]:
     return [draft]
 
 
-def _key_type(dtype: DType) -> DType:
+def key_type(dtype: DType) -> DType:
     """The signed integer that holds ordered keys of a dtype."""
     if dtype.is_float:
         return I64 if dtype.bits == 64 else I32
     return I64 if dtype.bits > 32 or dtype.name == "u32" else I32
 
 
-def _ordered(key: Expr, *, descending: bool) -> Expr:
+def ordered(key: Expr, *, descending: bool) -> Expr:
     """An integer that compares as the key."""
-    dtype, kind = key.dtype, _key_type(key.dtype)
+    dtype, kind = key.dtype, key_type(key.dtype)
     if dtype.is_float:
-        ordered = _ordered_float(cast(key, F32 if kind == I32 else dtype), kind)
+        found = _ordered_float(cast(key, F32 if kind == I32 else dtype), kind)
     elif dtype == U64:
-        ordered = op("xor", Bitcast(key, I64), Const(-(1 << 63), I64))
+        found = op("xor", Bitcast(key, I64), Const(-(1 << 63), I64))
     else:
-        ordered = cast(key, kind)
-    return op("not", ordered) if descending else ordered
+        found = cast(key, kind)
+    return op("not", found) if descending else found
 
 
 def _ordered_float(key: Expr, kind: DType) -> Expr:

@@ -9,7 +9,7 @@ from tcompile.codegen.loop_rewrite import Rewriter
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.dtypes import DType
-from tcompile.ir.loops import Alloc, Block, Expr, For, Index, Let, Load, Stmt, Store, Var, While
+from tcompile.ir.loops import Alloc, Atomic, Block, Expr, For, Index, Let, Load, Stmt, Store, Var, While
 from tcompile.ir.loops_evaluate import postorder
 from tcompile.ir.loops_interpret import expressions, walk
 
@@ -78,7 +78,7 @@ def indices_of(block: Block) -> Iterator[DimLike]:
                 yield extent
             case Alloc(shape=shape):
                 yield from shape
-            case Store(indices=indices):
+            case Store(indices=indices) | Atomic(indices=indices):
                 yield from indices
         for expr in postorder(*expressions(stmt)):
             if isinstance(expr, Load):

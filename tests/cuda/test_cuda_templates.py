@@ -10,7 +10,7 @@ import pytest
 
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range, symbol
-from tcompile.ir.dtypes import BF16, F16, F32, F64, I8, I32, U8, DType
+from tcompile.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I32, I64, U8, DType
 from tcompile.ir.graph import Graph
 from tcompile.ir.interpret import interpret
 from tcompile.ir.target import named_target
@@ -167,3 +167,38 @@ def test_wide_accesses_and_their_rest(count):
     b = Builder()
     x = b.input("x", F32, (count,))
     run(b.graph([b.map("add", x, x)], ["y"]), {"x": values(F32, (count,))}, 0)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_running_sums_of_several_blocks_of_elements(reverse, exclusive):
+    b = Builder()
+    x = b.input("x", F32, (3, 700))
+    y = b.emit("cumulative", x, fn="add", axis=1, exclusive=exclusive, reverse=reverse)
+    run(b.graph([y], ["y"]), {"x": values(F32, (3, 700))}, 1e-6)
+
+
+def test_compact_of_several_blocks_of_elements():
+    b = Builder()
+    (indices, count) = b.emit_all("compact", (b.input("x", BOOL, (1000,)),), {}, ())
+    run(b.graph([indices, count], ["i", "n"]), {"x": RNG.random(1000) < 0.3}, 0)
+
+
+def test_sorts_keep_the_order_of_equal_keys():
+    b = Builder()
+    x = b.input("x", F32, (2, 1100))
+    places = b.emit("iota", shape=(2, 1100), axis=1, dtype=I32)
+    keys, positions = b.emit_all("sort", (x, places), {"axis": 1, "descending": True}, ())
+    run(b.graph([keys, positions], ["k", "p"]), {"x": RNG.integers(0, 50, (2, 1100)).astype(np.float32)}, 0)
+
+
+@pytest.mark.parametrize(("combiner", "dtype"), [("set", F32), ("add", I32), ("max", I64), ("add", F32)])
+@pytest.mark.parametrize("op", ["scatter_nd", "scatter_elements"])
+def test_scatters_of_many_updates_to_few_places(op, combiner, dtype):
+    b = Builder()
+    x = b.input("x", dtype, (30, 5))
+    shape = (200, 1) if op == "scatter_nd" else (200, 5)
+    attrs = {"combiner": combiner} if op == "scatter_nd" else {"combiner": combiner, "axis": 0}
+    y = b.emit(op, x, b.input("i", I64, shape), b.input("u", dtype, (200, 5)), **attrs)
+    arrays = {"x": values(dtype, (30, 5)), "i": RNG.integers(0, 30, shape), "u": values(dtype, (200, 5))}
+    run(b.graph([y], ["y"]), arrays, 1e-6)
