@@ -311,18 +311,32 @@ def _placed(ctx: OpContext, k: int, stack: Value, count: int) -> Value:
 
 @onnx_op("Scan", since=8)
 def scan_8(ctx: OpContext) -> list[Value]:
-    """Scan (opset 8): sequence_lens, states and sequences with a batch axis in front, whose entries run one by one."""
-    if ctx.has(0):
-        ctx.fail("Scan of opset 8 with sequence_lens", hint="convert the model to a newer opset")
+    """Scan (opset 8): sequence_lens, states and sequences with a batch axis in front, whose entries run one by one.
+
+    An entry whose sequences are shorter gives zeros after its last turn.
+    """
     b, count = ctx.builder, ctx.attr("num_scan_inputs")
     operands = [ctx.input(k) for k in range(1, ctx.input_count)]
     batch = operands[0].shape[0]
     if not isinstance(batch, int):
         ctx.fail("Scan of opset 8 with a symbolic batch", hint="convert the model to a newer opset")
     backwards = ctx.attr("directions", None) or [0] * count
+    lengths = ctx.shape_operand(0, "length") if ctx.has(0) else [None] * batch
     rows = []
-    for entry in range(batch):
-        parts = [Term(b, value).at(0, entry).value for value in operands]
-        states, wholes = parts[: len(parts) - count], parts[len(parts) - count :]
-        rows.append(_scan(ctx, states, wholes, [0] * count, backwards))
+    for entry, length in zip(range(batch), lengths, strict=True):
+        parts = [Term(b, value).at(0, entry) for value in operands]
+        states, wholes = ([part.value for part in some] for some in (parts[:-count], parts[-count:]))
+        if length is None:
+            rows.append(_scan(ctx, states, wholes, [0] * count, backwards))
+            continue
+        cut = [part.part(0, 0, length).value for part in parts[-count:]]
+        results = _scan(ctx, states, cut, [0] * count, backwards)
+        longest = wholes[0].shape[0]
+        rows.append([*results[: len(states)], *(_lengthened(b, stack, longest - length) for stack in results[len(states) :])])
     return [b.concat([b.reshape(value, (1, *value.shape)) for value in column], 0) for column in zip(*rows, strict=True)]
+
+
+def _lengthened(b: ImportBuilder, stack: Value, missing: DimLike) -> Value:
+    """A stack with zeros behind its last turn."""
+    high, zero = (missing, *(0,) * (stack.rank - 1)), b.constant(0, stack.dtype)
+    return b.emit("pad", stack, zero, low=(0,) * stack.rank, high=high, mode="constant")

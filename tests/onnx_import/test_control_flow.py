@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from onnx import TensorProto, helper
 
 from tcompile.ir.interpret import interpret
 from tcompile.ir.onnx_import import import_model
@@ -166,3 +167,28 @@ def test_a_counted_loop_has_a_known_number_of_turns():
     graph = import_model(onnx.parser.parse_model(HEAD + text))
     (loop,) = (node for node in graph.nodes if node.op == "loop")
     assert (loop.attrs["trip"], loop.attrs["always"], loop.attrs["carried"]) == (2, True, 0)
+
+
+@pytest.mark.parametrize("constant", (False, True))
+@pytest.mark.parametrize("backwards", (0, 1))
+def test_scans_of_sequences_of_unlike_lengths(backwards, constant):
+    """Scan of opset 8 with sequence_lens: shorter entries end early, and give zeros behind."""
+    info = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Add", ["state", "row"], ["next"]), helper.make_node("Identity", ["next"], ["seen"])],
+        "body",
+        [info("state", TensorProto.FLOAT, [2]), info("row", TensorProto.FLOAT, [2])],
+        [info("next", TensorProto.FLOAT, [2]), info("seen", TensorProto.FLOAT, [2])],
+    )
+    node = helper.make_node("Scan", ["lengths", "start", "x"], ["last", "y"], body=body, num_scan_inputs=1, directions=[backwards])
+    lengths = np.array([4, 1, 2])
+    rng = np.random.default_rng(2)
+    feeds = {"start": rng.random((3, 2), np.float32), "x": rng.random((3, 4, 2), np.float32)} | ({} if constant else {"lengths": lengths})
+    inputs = [info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape) for name, array in feeds.items()]
+    outputs = [info("last", TensorProto.FLOAT, [3, 2]), info("y", TensorProto.FLOAT, [3, 4, 2])]
+    initial = [onnx.numpy_helper.from_array(lengths, "lengths")] if constant else []
+    graph = helper.make_graph([node], "scan", inputs, outputs, initial)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 8)], ir_version=4)
+    expected = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feeds)
+    for got, wanted in zip(interpret(import_model(proto), feeds).values(), expected, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
