@@ -8,7 +8,8 @@ from typing import Any
 from tcompile.codegen import cuda_compile
 from tcompile.codegen.build import Progress, readable_arena
 from tcompile.codegen.cuda_artifact import PTX, TEXT, CudaBuild
-from tcompile.codegen.cuda_c import emit_module, function_name, launch
+from tcompile.codegen.cuda_c import emit_limited, function_name, launch
+from tcompile.codegen.cuda_limits import dim_ranges, with_limits
 from tcompile.codegen.cuda_model import occupancy
 from tcompile.codegen.cuda_program import KernelFacts, encode_program
 from tcompile.codegen.memory import plan
@@ -27,7 +28,8 @@ def build_cuda(
     it refuses, which is a bug of ours.
     """
     places, kernels = plan(program), program_kernels(program)
-    text = emit_module(kernels)
+    emitted = emit_limited(kernels, dim_ranges(program))
+    text, program = emitted.text, with_limits(program, emitted.limits)
     code = {TEXT: text.encode()}
     facts: dict[Kernel, dict[str, Any]] = {kernel: {} for kernel in kernels}
     notes, ptx = readable_arena(places.arena_bytes), 0

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tcompile.codegen.cuda_emit_expressions import Buffer
-from tcompile.codegen.cuda_emit_index import INT_MAX, Text
+from tcompile.codegen.cuda_emit_index import Text
+from tcompile.codegen.cuda_emit_limits import undominated
 from tcompile.codegen.cuda_emit_statements import STATUS_CODES, Statements
 from tcompile.codegen.cuda_emit_types import c_name, c_type
 from tcompile.codegen.cuda_prelude import prelude
@@ -31,7 +32,18 @@ from tcompile.ir.dims import DimLike, Range, Ranges
 from tcompile.ir.loops import Access, Alloc, Block, For, Kernel, LoopKind, Param, Space
 from tcompile.ir.loops_verify_gpu import launch_loops
 
-__all__ = ["ALIGNMENT", "STATIC_SHARED", "STATUS_CODES", "Launch", "emit_kernel", "emit_module", "function_name", "launch"]
+__all__ = [
+    "ALIGNMENT",
+    "STATIC_SHARED",
+    "STATUS_CODES",
+    "Emitted",
+    "Launch",
+    "emit_kernel",
+    "emit_limited",
+    "emit_module",
+    "function_name",
+    "launch",
+]
 
 ALIGNMENT = 16  # of parameters' pointers, bytes
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that need no permission of the launch
@@ -65,13 +77,35 @@ def launch(kernel: Kernel) -> Launch:
     return Launch((*grid, *(1,) * (3 - len(grid))), (*block, *(1,) * (3 - len(block))), total if dynamic else 0, 0 if dynamic else total)
 
 
+@dataclass(frozen=True)
+class Emitted:
+    """The text of a module, and for each kernel the expressions over its dims that may be 2**31 - 1 at most when it is launched."""
+
+    text: str
+    limits: Mapping[Kernel, tuple[DimLike, ...]]
+
+
+def emit_limited(kernels: Iterable[Kernel], ranges: Mapping[Kernel, Ranges]) -> Emitted:
+    """The text of a module whose indices are 32-bit where no bound says otherwise: whoever launches must check the limits.
+
+    ``ranges`` are those of each kernel's dims. Raises InvalidModelError, and UnsupportedError for what a GPU thread cannot do.
+    """
+    used: set[str] = set()
+    texts, limits = [], {}
+    for kernel in kernels:
+        found: set[DimLike] = set()
+        texts.append(_emit(kernel, ranges.get(kernel, {}), used, found))
+        limits[kernel] = undominated(found)
+    return Emitted("\n".join([prelude(used), *texts]), limits)
+
+
 def emit_module(kernels: Iterable[Kernel], ranges: Ranges | None = None) -> str:
-    """The text of a module with several kernels, whose names differ. ``ranges`` are those of the kernels' dims.
+    """The text of a module with several kernels, whose names differ, for dims of any size in their ``ranges``.
 
     Raises InvalidModelError, and UnsupportedError for what a GPU thread cannot do.
     """
     used: set[str] = set()
-    texts = [_emit(kernel, ranges or {}, used) for kernel in kernels]
+    texts = [_emit(kernel, ranges or {}, used, None) for kernel in kernels]
     return "\n".join([prelude(used), *texts])
 
 
@@ -80,9 +114,10 @@ def emit_kernel(kernel: Kernel, ranges: Ranges | None = None) -> str:
     return emit_module((kernel,), ranges)
 
 
-def _emit(kernel: Kernel, ranges: Ranges, used: set[str]) -> str:
+def _emit(kernel: Kernel, ranges: Ranges, used: set[str], limits: set[DimLike] | None) -> str:
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _DEPTH))
     emitter = Statements(used.add, kernel.body)
+    emitter.names.base, emitter.names.limits = frozenset(kernel.dims), limits
     emitter.depth = 1
     dim_names = _bind_dims(emitter, kernel, ranges)
     groups = _groups(kernel)
@@ -114,8 +149,8 @@ def _bind_dims(emitter: Statements, kernel: Kernel, ranges: Ranges) -> list[str]
     arguments = []
     for name in kernel.dims:
         known, word = ranges.get(name, Range()), c_name(name)
-        narrow = dims.upper_bound(dims.symbol(name), {name: known})
-        fits = narrow is not None and narrow <= INT_MAX and emitter.names.fits_int(known.lo)
+        emitter.names.bind(name, Text(word, True), known)
+        fits = emitter.names.fits_int(dims.symbol(name))
         if fits:
             emitter.line(f"const int {word} = (int){word}_arg;")
         arguments.append(f"{word}_arg" if fits else word)

@@ -1,6 +1,7 @@
 """Index expressions as C: 32-bit where bounds prove that nothing overflows, else 64-bit.
 
-An offset into a buffer of less than 2**31 elements may be computed modulo 2**32: sums and products of the low halves
+Where shapes have no bounds, indices are 32-bit under limits that the host checks (``cuda_emit_limits.py``), if the caller
+does check them. An offset into a buffer of less than 2**31 elements may be computed modulo 2**32: sums and products of the low halves
 are the low half of the result, which is inside the buffer. Divisions round towards minus infinity; x // 0 and x % 0 are 0.
 """
 
@@ -9,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from tcompile.codegen.cuda_emit_limits import INT_MAX, limit, nonnegative
+from tcompile.codegen.cuda_emit_limits import terms_of as dims_terms
 from tcompile.errors import InvalidModelError
 from tcompile.ir import dims
 from tcompile.ir.dims import Atom, Call, Dim, DimLike, Monomial, Range, Shape, Symbol
-
-INT_MAX = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,14 @@ class Text:
 
 @dataclass
 class Names:
-    """What symbols are called in C and the ranges of their values; ``uses`` is told the helper functions needed."""
+    """What symbols are called in C and the ranges of their values; ``uses`` is told the helper functions needed.
+
+    ``limits`` collects what the host has to check: expressions over the dims ``base`` that are at most INT_MAX. None: nobody checks.
+    """
 
     uses: Callable[[str], None]
+    base: frozenset[str] = frozenset()
+    limits: set[DimLike] | None = None
     texts: dict[str, Text] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
     _memo: dict[tuple[DimLike, bool], Text] = field(default_factory=dict)
@@ -63,16 +69,28 @@ class Names:
         for index, extent in zip(indices, shape, strict=True):
             flat = flat * extent + index
         flat = dims.simplify(flat, self.ranges) if not isinstance(flat, int) else flat
-        if not self._fits(flat):
-            size = dims.upper_bound(dims.product(shape), self.ranges)
-            if size is not None and size <= INT_MAX:
-                return flat, self._known(flat, modular=True).text
+        if not self._fits(flat) and self.fits_int(dims.product(shape)):
+            return flat, self._known(flat, modular=True).text
         return flat, self.value(flat).text
 
     def fits_int(self, expr: DimLike) -> bool:
         """Whether an expression is an int for all values of its symbols."""
         low, high = dims.lower_bound(expr, self.ranges), dims.upper_bound(expr, self.ranges)
-        return low is not None and high is not None and low >= -INT_MAX and high <= INT_MAX
+        if low is not None and high is not None:
+            return low >= -INT_MAX and high <= INT_MAX
+        return self.assumed(expr)
+
+    def assumed(self, expr: DimLike) -> bool:
+        """Whether an expression without bounds is an int because the host refuses larger ones."""
+        if self.limits is None:
+            return False
+        found = limit(expr, self.base, self.ranges)
+        if found is None:
+            return False
+        high = dims.upper_bound(found, self.ranges)
+        if high is None:
+            self.limits.add(found)
+        return high is None or high <= INT_MAX
 
     def _known(self, expr: DimLike, *, modular: bool) -> Text:
         if isinstance(expr, int):
@@ -90,7 +108,7 @@ class Names:
         for monomial, factor in expr.terms:
             size = self._size(monomial)
             if size is None:
-                return False
+                return self.assumed(expr)
             total += abs(factor) * size
         return total <= INT_MAX
 
@@ -146,11 +164,13 @@ class Names:
             return Text(f"{call.fn}({x}, {y})", wide)
         if call.fn == "bcast":
             return Text(f"({x} == 1 ? {y} : {x})", wide)
-        divisor = dims.lower_bound(call.args[1], self.ranges)
-        if divisor is not None and divisor >= 1 and dims.nonnegative(call.args[0], self.ranges):
+        if all(nonnegative(arg, self.ranges) for arg in call.args):
             kind, unsigned = ("long long", "unsigned long long") if wide else ("int", "unsigned")
             sign = "/" if call.fn == "floordiv" else "%"
-            return Text(f"({kind})(({unsigned}){_unit(x)} {sign} ({unsigned}){_unit(y)})", wide)
+            made = f"({kind})(({unsigned}){_unit(x)} {sign} ({unsigned}){_unit(y)})"
+            divisor = dims.lower_bound(call.args[1], self.ranges)
+            positive = divisor is not None and divisor >= 1
+            return Text(made if positive else f"({y} == 0 ? 0 : {made})", wide)
         self.uses(f"tc_{call.fn}")
         return Text(f"tc_{call.fn}({x}, {y})", wide)
 
@@ -172,10 +192,3 @@ def alignment(flat: DimLike, multiples: dict[str, int]) -> int:
         while found > 1 and scale % found:
             found //= 2
     return found
-
-
-def dims_terms(expr: DimLike) -> tuple[tuple[Monomial, int], ...]:
-    """The terms of an expression; a constant is one without atoms."""
-    if isinstance(expr, int):
-        return (((), expr),) if expr else ()
-    return expr.terms
