@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tcompile.codegen.cuda_artifact import CudaBuild
-from tcompile.codegen.cuda_model import kernel_model
+from tcompile.codegen.cuda_model import kernel_model, limit
 from tcompile.ir.loops import Kernel
 from tcompile.ir.loops_evaluate import compile_dim
 from tcompile.ir.program import Call, Program
@@ -19,7 +19,6 @@ from tcompile.ir.program_text import program_kernels, walk
 from tcompile.ir.target import GpuTarget
 
 Row = dict[str, Any]
-CONTRACTIONS = ("conv", "dot", "gemm", "attention")  # kernels that may move twice what they must; others 1.2 times
 
 
 def kernel_rows(program: Program, build: CudaBuild, target: GpuTarget, sizes: Mapping[str, int]) -> list[Row]:
@@ -55,7 +54,7 @@ def _add(row: Row, call: Call, target: GpuTarget, sizes: Mapping[str, int]) -> N
 
 def wasteful(row: Row) -> bool:
     """Whether a kernel moves more than its kind may: twice the minimum for products and convolutions, 1.2 times for others."""
-    return bool(row["minimum"]) and row["bytes"] > (2.0 if row["kernel"].startswith(CONTRACTIONS) else 1.2) * row["minimum"]
+    return bool(row["minimum"]) and row["bytes"] > limit(row["kernel"]) * row["minimum"]
 
 
 def totals(rows: Sequence[Row]) -> Row:

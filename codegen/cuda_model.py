@@ -253,29 +253,3 @@ def program_models(
 def limit(kernel_name: str) -> float:
     """How many bytes a kernel may move for each that it must: products and convolutions read operands once for each row of tiles."""
     return 2.0 if kernel_name.startswith(("gemm", "conv", "dot", "attention")) else 1.2
-
-
-def report(models: list[tuple[KernelModel, int]]) -> str:
-    """A table, one kernel a line, and the sums over all calls."""
-    head = (
-        ("calls", 5),
-        ("blocks", 8),
-        ("thr", 5),
-        ("MFLOP", 9),
-        ("MB", 8),
-        ("x min", 6),
-        ("regs", 5),
-        ("shared", 7),
-        ("occ", 5),
-        ("us", 8),
-    )
-    lines = [" ".join([f"{'kernel':44}", *(f"{title:>{width}}" for title, width in head)])]
-    for one, calls in models:
-        lines.append(
-            f"{one.name[:44]:44} {calls:5} {one.blocks:8} {one.threads:5} {one.flops / 1e6:9.2f} {one.moved / 1e6:8.3f} {one.ratio:6.2f} "
-            f"{one.registers:5} {one.shared_bytes:7} {one.occupancy:5.0%} {one.seconds * 1e6:8.2f}"
-        )
-    moved, seconds = (sum(getattr(one, name) * calls for one, calls in models) for name in ("moved", "seconds"))
-    count = sum(calls for _, calls in models)
-    lines.append(f"{len(models)} kernels, {count} calls, {moved / 1e6:.2f} MB, {seconds * 1e6:.1f} us at the target's peaks")
-    return "\n".join(lines)

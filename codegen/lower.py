@@ -167,6 +167,8 @@ def _run(node: Node, state: State) -> None:
         buffers = tuple(state.destination(value) if value in outputs else state.location(value) for value in launch.values)
         values = tuple(map(dims.symbol, launch.symbols))
         state.emit(Call(state.kernel(launch.kernel), buffers, values, node.source))
+    for value in node.outputs:
+        state.destination(value)  # of a result without elements, which no kernel writes
 
 
 def _take_constants(region: Graph, state: State) -> None:
