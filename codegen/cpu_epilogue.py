@@ -20,7 +20,7 @@ from tcompile.ir.loops import Expr, Load, LoopKind
 
 ANCHORS = frozenset({
     "dot_general", "dot_packed", "dot_interleaved", "conv", "conv_blocked", "conv_stem", "conv_interleaved", "conv_winograd",
-    "depthwise_blocked",
+    "conv_winograd_whole",    "depthwise_blocked",
 })  # fmt: skip
 UNROLLED_WORK = 8  # elementwise work per element that is worth a copy for every vector of a tile
 _WRITTEN_OUT = 4  # vectors of a row

@@ -25,7 +25,7 @@ from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import Tile, dot_step
 
-UNROLL = 8  # words of one turn
+UNROLL = 2  # words of one turn: more, and LLVM gathers the products of all of them before it adds any
 
 
 @contextmanager

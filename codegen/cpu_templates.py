@@ -1,6 +1,6 @@
 """All templates of the CPU; importing this module registers them."""
 
-from tcompile.codegen import cpu_attention, cpu_conv_kinds, cpu_depthwise, cpu_gemm, cpu_interleaved, cpu_winograd
+from tcompile.codegen import cpu_attention, cpu_conv_kinds, cpu_depthwise, cpu_gemm, cpu_interleaved, cpu_winograd, cpu_winograd_whole
 
 ALL = (
     cpu_attention.attention,
@@ -8,6 +8,7 @@ ALL = (
     cpu_conv_kinds.direct_conv,
     cpu_depthwise.depthwise,
     cpu_winograd.winograd,
+    cpu_winograd_whole.whole_winograd,
     cpu_interleaved.interleaved_conv,
     cpu_interleaved.interleaved_gemm,
 )

@@ -30,8 +30,8 @@ from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.target import Target
-from tcompile.ir.tiles import Tile, lanes, winograd_block
-from tcompile.ir.winograd import form_of
+from tcompile.ir.tiles import FMA, Step, Tile, lanes, winograd_block
+from tcompile.ir.winograd import Winograd, form_of
 
 GROUP_CHANNELS = 64  # outputs of one pass over V
 MIN_TASKS = 4  # below that, tasks also share the output blocks and repeat the input transform
@@ -40,7 +40,10 @@ MIN_TASKS = 4  # below that, tasks also share the output blocks and repeat the i
 class WinogradConv:
     """Writes the kernel of one conv_winograd."""
 
-    def __init__(self, node: Node, scope: Scope, target: Target) -> None:
+    def __init__(
+        self, node: Node, scope: Scope, target: Target, form: Winograd | None = None, terms: int | None = None, step: Step = FMA
+    ) -> None:
+        """``form`` and ``terms`` (of a block of inputs) by default are the op's, ``step`` is that of its products."""
         found = anchor(node)
         assert found is not None, node.op
         self.core = found
@@ -48,21 +51,22 @@ class WinogradConv:
         self.nest = self.draft.nest
         self.epilogue = Epilogue(self.draft, node, self.core)
         self.x, self.u = self.core.inputs
-        self.form = form_of(self.core.attrs["kernel"], self.x.type.rank - 3)
+        self.form = form or form_of(self.core.attrs["kernel"], self.x.type.rank - 3)
+        self.dilation = self.core.attrs.get("dilation", (1,) * self.form.axes)
         self.images, self.outputs, *self.size, self.block = self.core.output.shape
         self.inputs = len(self.form.offsets) * self.x.shape[1]  # blocks of V: those of each piece of the kernel
-        self.dtype = self.core.attrs["dtype"].compute
+        self.dtype = self.core.output.dtype.compute
         self.lanes = min(lanes(target, self.dtype), self.block)
         self.per_block = self.block // self.lanes
-        self.tiles = Tiles(self.nest, self.form.outputs, tuple(self.size), self.core.attrs["dilation"])
-        channels = self.inputs * self.block, self.outputs * self.block
-        self.tile, self.together = winograd_block(target, self.form, self.tiles.count, *channels, self.per_block, self.lanes)
+        self.tiles = Tiles(self.nest, self.form.outputs, tuple(self.size), self.dilation)
+        channels = self.inputs * (terms or self.block), self.outputs * self.block
+        self.tile, self.together = winograd_block(target, self.form, self.tiles.count, *channels, self.per_block, self.lanes, step)
         self.wide = self.tile.vectors // self.per_block
         self.blocks = dims.ceildiv(self.tiles.count, self.together, self.nest.ranges)
         group = max(GROUP_CHANNELS // (self.wide * self.block), 1) * self.wide
         self.group = min(group, self.outputs)
         self.shares = self._shares()
-        taps = self.core.attrs["kernel"] ** self.form.axes
+        taps = self.core.attrs.get("kernel", self.form.taps) ** self.form.axes
         self.draft.flops = 2 * self.core.output.type.size * taps * self.x.shape[1] * self.block
         name = "x".join([str(self.form.outputs)] * self.form.axes)
         self.draft.tags["tile"] = f"{self.together} x {name}, {self.tile.rows}x{self.tile.vectors}x{self.lanes}"
@@ -81,9 +85,8 @@ class WinogradConv:
             image, block, share = split_task(nest, task, (self.images, self.blocks, self.shares))
             first = block * self.together
             count = dims.minimum(self.together, self.tiles.count - first, nest.ranges)
-            v = Planes(nest, self.dtype, self.form, self.inputs, self.together, self.block)
-            m = Planes(nest, self.dtype, self.form, self.group, self.together, self.block)
-            transform_input(self, image, first, count, v)
+            v, m = self.planes()
+            self.fill(image, first, count, v)
             groups = -(-self.outputs // self.group)
             per_share = -(-groups // self.shares)
             start = share * per_share
@@ -96,6 +99,15 @@ class WinogradConv:
                 lowest = start * self.group
                 self._border(image, block, lowest, dims.minimum(per_share * self.group, self.outputs - lowest, nest.ranges))
         return self.draft
+
+    def planes(self) -> tuple[Planes, Planes]:
+        """The buffers V and M."""
+        v = Planes(self.nest, self.dtype, self.form, self.inputs, self.together, self.block)
+        return v, Planes(self.nest, self.dtype, self.form, self.group, self.together, self.block)
+
+    def fill(self, image: DimLike, first: DimLike, count: DimLike, v: Planes) -> None:
+        """V of a block of tiles."""
+        transform_input(self, image, first, count, v)
 
     def _border(self, image: DimLike, block: DimLike, start: DimLike, count: DimLike) -> None:
         with self.nest.branch(compare("eq", block, 0)), self.nest.loop(count) as part:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def transform_input(conv: WinogradConv, image: DimLike, first: DimLike, count: DimLike, v: Planes) -> None:
     """Fills V for ``count`` tiles from the ``first``."""
     nest, size = conv.nest, conv.form.inputs
-    steps = conv.core.attrs["dilation"]
+    steps = conv.dilation
     pieces, lows = (conv.form.pieces,) * conv.form.axes, conv.core.attrs["low"]
     with nest.loops((*pieces, conv.x.shape[1], count)) as (*piece, source, tile):
         taps = [number * conv.form.taps for number in piece]
@@ -70,7 +70,7 @@ def _transform(conv: WinogradConv, v: Planes, block: DimLike, tile: DimLike, sta
 def _whole(conv: WinogradConv, corner: Shape) -> Expr | None:
     """Whether no input of a tile is outside; None where that is certain."""
     cond: Expr | None = None
-    for at, extent, step in zip(corner, conv.x.shape[2:-1], conv.core.attrs["dilation"], strict=True):
+    for at, extent, step in zip(corner, conv.x.shape[2:-1], conv.dilation, strict=True):
         last = at + (conv.form.inputs - 1) * step
         for place in (at, extent - 1 - last):
             if not dims.nonnegative(place, conv.nest.ranges):
@@ -94,7 +94,7 @@ def _patch(conv: WinogradConv, corner: Shape, size: int, element) -> Patch:
 def _inside(conv: WinogradConv, axis: int, corner: DimLike) -> tuple[DimLike, DimLike]:
     """The first input of a tile that is inside along an axis, and how many are."""
     nest, size = conv.nest, conv.form.inputs
-    step, extent = conv.core.attrs["dilation"][axis], conv.x.shape[2 + axis]
+    step, extent = conv.dilation[axis], conv.x.shape[2 + axis]
     low = dims.minimum(dims.maximum(dims.ceildiv(-corner, step, nest.ranges), 0, nest.ranges), size, nest.ranges)
     first = nest.let_index(index_value(low), Range(0, size))
     end = dims.minimum(dims.ceildiv(extent - corner, step, nest.ranges), size, nest.ranges)

@@ -27,7 +27,7 @@ def transform_output(
 def _square(conv: WinogradConv, m: Planes, member: DimLike, tile: DimLike, origin: Shape, block: Shape, start: DimLike) -> None:
     """The results of one vector of channels of a tile of two axes; ``block`` is the image and the output block."""
     nest, form, lanes = conv.nest, conv.form, conv.lanes
-    steps = conv.core.attrs["dilation"]
+    steps = conv.dilation
     rows, columns = (conv.tiles.inside(axis, at) for axis, at in enumerate(origin))
 
     def formula(values: Sequence[Expr]) -> list[Expr]:
@@ -56,7 +56,7 @@ def _square(conv: WinogradConv, m: Planes, member: DimLike, tile: DimLike, origi
 def _line(conv: WinogradConv, m: Planes, member: DimLike, tile: DimLike, origin: Shape, block: Shape, start: DimLike) -> None:
     """The same of a tile of one axis."""
     nest, form, lanes = conv.nest, conv.form, conv.lanes
-    (step,) = conv.core.attrs["dilation"]
+    (step,) = conv.dilation
     count = conv.tiles.inside(0, origin[0])
 
     def place(column: DimLike, lane: DimLike) -> Shape:
@@ -83,7 +83,8 @@ def output_values(conv: WinogradConv, m: Sequence[Expr]) -> list[Expr]:
     gaps = [nest.let(Op("sub", (m[k], m[k + 1]), dtype), "t") for k in pairs]
     results = []
     for row in range(conv.form.outputs):
-        terms = [(point**row, value) for point, value in zip(points, gaps if row % 2 else sums, strict=True)]
-        ends = [(1.0, m[0])] if row == 0 else [(1.0, m[-1])] if row == conv.form.outputs - 1 else []
+        factors = [conv.form.factor(k) for k in pairs]  # alike for a point and its negative
+        terms = [(point**row * factor, value) for point, factor, value in zip(points, factors, gaps if row % 2 else sums, strict=True)]
+        ends = [(conv.form.factor(0), m[0])] if row == 0 else [(1.0, m[-1])] if row == conv.form.outputs - 1 else []
         results.append(linear([*terms, *ends], dtype))
     return results

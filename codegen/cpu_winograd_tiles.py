@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from tcompile.codegen.access import ravel
 from tcompile.codegen.cpu_split import split_task
+from tcompile.codegen.cpu_tile import multiply_add
 from tcompile.codegen.nest import Nest
 from tcompile.codegen.scalar import const
 from tcompile.ir import dims
@@ -111,5 +112,5 @@ def linear(terms: Sequence[tuple[float, Expr]], dtype: DType) -> Expr:
     factor, value = terms[-1]
     total = value if factor == 1 else Op("mul", (const(factor, dtype), value), dtype)
     for factor, value in reversed(terms[:-1]):
-        total = Op("add", (value, total), dtype) if factor == 1 else Op("fma", (const(factor, dtype), value, total), dtype)
+        total = Op("add", (value, total), dtype) if factor == 1 else multiply_add(const(factor, dtype), value, total)
     return total

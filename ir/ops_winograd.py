@@ -7,10 +7,11 @@ import math
 
 import numpy as np
 
+from tcompile.ir import dtypes
 from tcompile.ir.casts import convert
 from tcompile.ir.graph import TensorType
 from tcompile.ir.opspec import Arrays, Attrs, Env, OpSpec, RuleError, Tolerance, Types, concrete, differ, need, need_length, register
-from tcompile.ir.winograd import BY_KERNEL, Winograd, form_of
+from tcompile.ir.winograd import BY_KERNEL, WHOLE, Winograd, form_of
 
 
 def _infer(types: Types, attrs: Attrs, regions: object) -> Types:
@@ -79,5 +80,39 @@ register(
         infer=_infer,
         evaluate=_evaluate,
         tolerance=Tolerance(ulp=8, grows=True),
+    )
+)
+
+
+def _infer_whole(types: Types, attrs: Attrs, regions: object) -> Types:
+    x, u = types
+    need(x.rank == 5 and u.rank == 6 and u.shape[0] == WHOLE.values, f"x [N, I/B, H, W, B], u [{WHOLE.values}, O/B, I/B, B/2, B, 2]", u)
+    need(x.dtype == u.dtype == dtypes.I16, "i16 factors", f"{x.dtype}, {u.dtype}")
+    need_length("size", attrs["size"], 2)
+    need_length("low", attrs["low"], 2)
+    if differ(x.shape[1], u.shape[2]) or differ(x.shape[-1], 2 * u.shape[3]):
+        raise RuleError(f"{u.shape[2]} blocks of {2 * u.shape[3]} channels", x)
+    return (TensorType(dtypes.F32, (x.shape[0], u.shape[1], *attrs["size"], u.shape[4])),)
+
+
+def _evaluate_whole(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
+    x, u = arrays
+    joined = np.moveaxis(u, -1, 4).reshape(*u.shape[:3], 2 * u.shape[3], u.shape[4]).astype(np.float64)  # [36, O/B, I/B, B, B]
+    size = concrete(attrs["size"], env)
+    tiles = [-(-extent // WHOLE.outputs) for extent in size]
+    windows = _windows(x.astype(np.float64), WHOLE, [-low for low in attrs["low"]], (1, 1), tiles)
+    return (convert(_convolved(windows, joined, WHOLE)[:, :, : size[0], : size[1]], dtypes.F32),)
+
+
+register(
+    OpSpec(
+        "conv_winograd_whole",
+        "conv_winograd_whole(x, u) {size, low}: a 3x3 convolution of i16 x [N, I/B, H, W, B] by F(4x4, 3x3) with integer points, whose "
+        "transformed inputs must fit i16 and sums i32; u [36, O/B, I/B, B/2, B, 2] holds two channels a word. The result is f32.",
+        operands=(2, 2),
+        attrs={"size": "dims", "low": "ints"},
+        infer=_infer_whole,
+        evaluate=_evaluate_whole,
+        tolerance=Tolerance(ulp=32, grows=True),  # points up to 2 lose two bits more than those of ``conv_winograd``
     )
 )

@@ -14,6 +14,7 @@ from tcompile.ir.target import Target
 from tcompile.ir.winograd import Winograd
 
 _TRANSFORM_CYCLES = 180.0  # of one tile and one vector of channels, both passes, loads and stores
+_HALVES_GAIN = 1.5  # products of halves for each of floats: a word's two take two operations, which share ports
 _MEMORY_BYTES_PER_CYCLE = 6.0  # of one core
 MOST_ROWS = 8  # of a matrix at a time: more, at strides of whole pages, evict each other from the L1 cache
 _TILE_CYCLES = 40.0  # around the loop over terms of a tile
@@ -167,7 +168,7 @@ def conv_pass(target: Target, blocks: int, terms: int, columns: int) -> int:
 
 
 def winograd_block(
-    target: Target, form: Winograd, tiles: DimLike, inputs: int, outputs: int, per_block: int, lane_count: int
+    target: Target, form: Winograd, tiles: DimLike, inputs: int, outputs: int, per_block: int, lane_count: int, step: Step = FMA
 ) -> tuple[Tile, int]:
     """The register tile of the products, and how many tiles to transform together: as many as the L2 cache holds, in equal blocks.
 
@@ -183,14 +184,14 @@ def winograd_block(
         for count, width in ((blocks // wide, wide), (1, blocks % wide)):
             for times, height in ((together // rows, rows), (1, together % rows)):
                 if count and width and times and height:
-                    total += count * times * (step_cycles(target, height, width * per_block) * inputs + _TILE_CYCLES)
+                    total += count * times * (step_cycles(target, height, width * per_block, step) * inputs + _TILE_CYCLES)
         return total
 
     options = [
         (cycles(rows, wide), Tile(rows, wide * per_block, lane_count))
         for wide in range(1, min(blocks, 8) + 1)
         for rows in range(1, min(together, MOST_ROWS * 2) + 1)
-        if fits(target, rows, wide * per_block)
+        if fits(target, rows, wide * per_block, step=step)
     ]
     _, tile = min(options, key=lambda option: option[0])
     if isinstance(tiles, int) and tiles > together:
@@ -205,6 +206,20 @@ def winograd_cycles(target: Target, form: Winograd, tiles: int, inputs: int, out
     products = tiles * form.values * inputs * outputs / rate
     transforms = tiles * (inputs + outputs) / target.float_lanes * _TRANSFORM_CYCLES * form.values / 36
     return max(products + transforms, form.values * 4 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)
+
+
+def whole_winograd_cycles(target: Target, form: Winograd, tiles: int, inputs: int, outputs: int) -> float:
+    """``winograd_cycles`` of words of two channels: a word takes two operations to multiply and add, and one vector for 16 channels."""
+    rate = target.fma_ports * target.float_lanes
+    products = tiles * form.values * inputs * outputs / rate / _HALVES_GAIN
+    transforms = tiles * (inputs / 2 + outputs) / target.float_lanes * _TRANSFORM_CYCLES / 2
+    return max(products + transforms, form.values * 2 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)
+
+
+def halves_cycles(target: Target, positions: int, taps: int, inputs: int, outputs: int) -> float:
+    """``direct_cycles`` of words of two channels."""
+    products = positions * taps * inputs * outputs / (target.fma_ports * target.float_lanes) / _HALVES_GAIN
+    return max(products * 1.05, taps * 2 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)
 
 
 def direct_cycles(target: Target, positions: int, taps: int, inputs: int, outputs: int) -> float:

@@ -19,6 +19,7 @@ from functools import cached_property
 
 import numpy as np
 
+_WHOLE = {6: (Fraction(1), Fraction(2))}
 _PAIRS = {6: (Fraction(3, 4), Fraction(3, 2)), 8: (Fraction(1, 2), Fraction(1), Fraction(2))}
 
 
@@ -30,6 +31,7 @@ class Winograd:
     taps: int
     axes: int = 2
     pieces: int = 1
+    whole: bool = False  # integer points, and integer matrices for inputs and weights: what these lack the outputs' makes up for
 
     @property
     def inputs(self) -> int:
@@ -49,7 +51,7 @@ class Winograd:
     @property
     def pairs(self) -> tuple[Fraction, ...]:
         """The positive points; their negatives, 0 and infinity are the others."""
-        return _PAIRS[self.inputs]
+        return _WHOLE[self.inputs] if self.whole else _PAIRS[self.inputs]
 
     @cached_property
     def points(self) -> tuple[Fraction, ...]:
@@ -65,13 +67,14 @@ class Winograd:
     def output_matrix(self) -> np.ndarray:
         """At [m, n]."""
         rows = range(self.outputs)
-        return np.array([[float(point**i) for point in self.points] + [1.0 if i == self.outputs - 1 else 0.0] for i in rows])
+        finite = [[float(point**i) * self.factor(k) for k, point in enumerate(self.points)] for i in rows]
+        return np.array([[*row, 1.0 if i == self.outputs - 1 else 0.0] for i, row in enumerate(finite)])
 
     @cached_property
     def weight_matrix(self) -> np.ndarray:
         """G [n, r]."""
         taps = range(self.taps)
-        finite = [[float(point**i) / self._at(k) for i in taps] for k, point in enumerate(self.points)]
+        finite = [[float(point**i) / (1 if self.whole else self._at(k)) for i in taps] for k, point in enumerate(self.points)]
         return np.array([*finite, [0.0] * (self.taps - 1) + [1.0]])
 
     def _without(self, skip: int | None) -> np.ndarray:
@@ -81,6 +84,10 @@ class Winograd:
             if number != skip:
                 poly = [up - point * same for up, same in zip([Fraction(0), *poly], [*poly, Fraction(0)], strict=True)]
         return np.array([float(c) for c in poly] + [0.0] * (self.inputs - len(poly)))
+
+    def factor(self, number: int) -> float:
+        """What the outputs multiply the sums of a finite point by."""
+        return 1 / self._at(number) if self.whole else 1.0
 
     def _at(self, number: int) -> float:
         """The product of (p - q) over the other points q."""
@@ -119,6 +126,8 @@ class Winograd:
 
 BY_KERNEL = {3: Winograd(4, 3), 5: Winograd(4, 5), 7: Winograd(5, 4, pieces=2)}  # what a kernel of this many taps per axis is computed by
 _LINES = {kernel: replace(form, axes=1) for kernel, form in BY_KERNEL.items()}
+
+WHOLE = Winograd(4, 3, whole=True)  # of 3x3 kernels on codes: values of 16 bits, sums of 32
 
 
 def form_of(kernel: int, axes: int) -> Winograd:

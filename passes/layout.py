@@ -47,6 +47,8 @@ class AssignLayouts:
         forms = Forms(graph, builder, self.target, winograd=self.winograd)
         for node in graph.nodes:
             builder.source = node.source
+            if node in forms.done:
+                continue
             rule = RULES.get(node.op)
             if rule is None or not rule(node, forms):
                 self._keep(node, forms)

@@ -19,6 +19,7 @@ from tcompile.ir.graph import Node, Value
 from tcompile.passes.layout_forms import Forms, pack_array, padded_to
 from tcompile.passes.layout_integer import conv_interleaved, word_parts
 from tcompile.passes.layout_transposed import assign_transposed
+from tcompile.passes.layout_whole import assign_whole_winograd
 from tcompile.passes.layout_winograd import assign_winograd, winograd_pays
 
 STEM_CHANNELS = 8  # a plain input of fewer channels than this is read as it lies
@@ -48,6 +49,8 @@ def assign_conv(node: Node, forms: Forms) -> bool:
             return False
         weights, groups = joined
         parts = word_parts(node, forms)
+        if parts == 2 and groups == 1 and assign_whole_winograd(node, weights, forms):
+            return True
         if parts is not None:
             forms.set_blocked(node.output, conv_interleaved(node, forms, weights, groups, parts), 0.0)
             return True

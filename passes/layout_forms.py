@@ -38,7 +38,8 @@ class Forms:
     def __init__(self, graph: Graph, builder: Builder, target: Target, *, winograd: bool) -> None:
         self.b = builder
         self.target, self.winograd = target, winograd
-        self.producers = graph.producers()
+        self.producers, self.users, self.returned = graph.producers(), graph.users(), frozenset(graph.outputs)
+        self.done: set[Node] = set()  # nodes that were computed together with an earlier one
         self.block = channel_block(target, [value.dtype for node in graph.nodes if node.op == "conv" for value in node.inputs])
         self.table: dict[Value, Form] = {value: Form(plain=value) for value in graph.inputs}
 
@@ -104,6 +105,14 @@ class Forms:
         """The array of a constant of the new graph (which keeps the constants of the old one)."""
         node = self.producers.get(new)
         return node.attrs["value"] if node is not None and node.op == "constant" else None
+
+    def scalar(self, value: Value) -> float | None:
+        """The number that a value of the old graph repeats, where it is known."""
+        node = self.producers.get(value)
+        while node is not None and node.op == "broadcast":
+            node = self.producers.get(node.inputs[0])
+        known = node is not None and node.op == "constant" and node.attrs["value"].size == 1
+        return float(node.attrs["value"].reshape(-1)[0]) if known else None
 
     def release(self, node: Node) -> None:
         """Gives back the memory that reading a node's constants took, where they are in files."""

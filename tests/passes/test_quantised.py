@@ -93,7 +93,7 @@ def test_convolution_with_bias(name, zero, relu):
     y = m.node("Conv", x, m.weights(20, 18, 3, 3), bias, pads=[1, 1, 1, 1])
     y = m.step(m.node("Relu", y) if relu else y, 0.05, zero)
     ops = compared(m.graph(y, {"x": (2, 18, 7, 6)}), TARGETS[name], 0.05, x=floats(2, 18, 7, 6))
-    assert ("conv_interleaved" in ops) == (name != "none")
+    assert bool({"conv_interleaved", "conv_winograd_whole"}.intersection(ops)) == (name != "none")
 
 
 @pytest.mark.parametrize("name", ["halves", "bytes"])
@@ -107,7 +107,7 @@ def test_residual_and_pooling_stay_narrow(name):
     z = m.step(m.node("Conv", y, m.weights(8, 16, 1, 1)), 0.1, np.uint8(100))
     graph = m.graph(z, {"x": (1, 16, 9, 9)})
     ops = compared(graph, TARGETS[name], 0.1, layers=3, x=floats(1, 16, 9, 9))
-    assert ops.count("conv_interleaved") == 3
+    assert ops.count("conv_interleaved") + ops.count("conv_winograd_whole") == 3
     stored = [node.output.dtype.bits for node in optimise(graph, TARGETS[name]).nodes if node.op in ("fused", "reduce_window")]
     assert max(stored[:-2]) <= 16  # only the last layer, whose 8 channels are unpacked, stores sums and floats
 
@@ -160,6 +160,24 @@ def test_dynamic_quantisation_runs():
     x = floats(9, 64)
     got = tcompile.compile(m.proto).run({"x": x})
     np.testing.assert_array_equal(next(iter(got.values())), next(iter(interpret(graph, {"x": x}).values())))
+
+
+@pytest.mark.parametrize("channels", [48, 64])
+def test_winograd_on_codes(channels):
+    m = Model()
+    x = m.step("x", 0.02, np.uint8(0))
+    y = m.step(m.node("Conv", x, m.weights(channels, channels, 3, 3), pads=[1, 1, 1, 1]), 0.05, np.uint8(99))
+    ops = compared(m.graph(y, {"x": (1, channels, 12, 13)}), V3, 0.05, x=floats(1, channels, 12, 13))
+    assert "conv_winograd_whole" in ops
+
+
+def test_sums_that_winograd_cannot_hold_are_direct():
+    m = Model()
+    x = m.step("x", 0.02, np.uint8(128))
+    w = m.dequantise(m.constant(np.full((64, 512, 3, 3), 127, np.int8)), np.full(64, 1e-4), np.zeros(64, np.int8), 0)
+    y = m.step(m.node("Conv", x, w, pads=[1, 1, 1, 1]), 0.05, np.uint8(99))
+    ops = ops_of(optimise(m.graph(y, {"x": (1, 512, 12, 12)}), V3))
+    assert "conv_interleaved" in ops and "conv_winograd_whole" not in ops
 
 
 def test_sums_beyond_32_bits_stay_floats():

@@ -6,7 +6,7 @@ from tcompile.ir import dims, dtypes
 from tcompile.ir.dtypes import ALL, DType
 from tcompile.ir.winograd import form_of
 from tests.problems.problem import Case, problem
-from tests.problems.values import bits
+from tests.problems.values import bits, codes
 
 FLOATS = [dtypes.F32, dtypes.F64, dtypes.F16, dtypes.BF16]
 FACTORS = [dtype for dtype in ALL if dtype.kind != "b" and dtype.bits >= 8]
@@ -109,3 +109,14 @@ def conv_interleaved(case: Case, dtype: DType, parts: int, rank: int) -> None:
     x = case.operand(left, (case.extent(among=(0, 1, 2)), groups * inputs, *space, words * parts))
     w = case.operand(right, (groups * case.choice((1, 2)), inputs, *kernel, words, block, parts), constant=0.5)
     case.emit("conv_interleaved", x, w, **attrs, groups=groups)
+
+
+@problem("conv_winograd_whole", [dtypes.F32])
+def conv_winograd_whole(case: Case, dtype: DType) -> None:
+    """Codes in words, any size in and out, zeros around."""
+    low, space, block = (case.integer(0, 2), case.integer(0, 2)), (case.integer(1, 12), case.integer(1, 12)), case.choice((8, 16))
+    size = tuple(max(extent + case.integer(-3, 3), 1) for extent in space)
+    blocks, outputs = case.choice((1, 2)), case.choice((1, 2, 4))
+    x = case.operand(dtypes.I16, (case.extent(among=(0, 1, 2)), blocks, *space, block), codes)
+    u = case.operand(dtypes.I16, (36, outputs, blocks, block // 2, block, 2), codes, constant=0.5)
+    case.emit("conv_winograd_whole", x, u, size=size, low=low)

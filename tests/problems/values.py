@@ -37,6 +37,11 @@ def numbers(rng: np.random.Generator, dtype: DType, shape: tuple[int, ...]) -> n
     return wrap(np.asarray(rng.integers(max(low, -9), min(high, 9), shape, np.int64, endpoint=True)), dtype)
 
 
+def codes(rng: np.random.Generator, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
+    """Differences of 8-bit codes."""
+    return rng.integers(-255, 256, shape).astype(dtype.numpy)
+
+
 def awkward(rng: np.random.Generator, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
     """Numbers of every size, with limits, zeros of both signs, infinities and NaN among them."""
     if dtype.kind == "b":

@@ -1,0 +1,119 @@
+"""Winograd convolution of codes: values of 16 bits, two channels a word, sums of 32 bits; the outputs are transformed in f32.
+
+A word that holds lo + 65536 * hi as one number goes through Bt d B like any number: what comes out is the number of the
+transformed halves. So one vector of i32 transforms 16 channels. As bits, the upper half of such a number is one less
+where the lower is negative, which is mended where bits are read as a number, and before a number is multiplied as halves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tcompile.codegen.access import ravel
+from tcompile.codegen.cpu_epilogue import anchor
+from tcompile.codegen.cpu_interleaved import unrolled
+from tcompile.codegen.cpu_tile import micro_kernel, words_dot
+from tcompile.codegen.cpu_winograd import WinogradConv
+from tcompile.codegen.cpu_winograd_input import transform_input
+from tcompile.codegen.cpu_winograd_tiles import Planes
+from tcompile.codegen.draft import Scope
+from tcompile.codegen.scalar import cast, const, op
+from tcompile.codegen.templates import Built, template
+from tcompile.ir.dims import DimLike, Shape
+from tcompile.ir.dtypes import F32, I32
+from tcompile.ir.graph import Node, Value
+from tcompile.ir.loops import Expr, Load, LoopKind
+from tcompile.ir.target import Target
+from tcompile.ir.tiles import Tile, dot_step
+from tcompile.ir.winograd import WHOLE
+
+
+class WholeWinograd(WinogradConv):
+    """Writes the kernel of one conv_winograd_whole."""
+
+    def __init__(self, node: Node, scope: Scope, target: Target) -> None:
+        core = anchor(node)
+        assert core is not None, node.op
+        self.words = core.inputs[1].shape[3]  # of a block
+        super().__init__(node, scope, target, form=WHOLE, terms=self.words, step=dot_step(target, 2))
+
+    def planes(self) -> tuple[Planes, Planes]:
+        """V in words, M in f32."""
+        v = _WordPlanes(self.nest, I32, self.form, self.inputs, self.together, self.words)
+        return v, Planes(self.nest, F32, self.form, self.group, self.together, self.block)
+
+    def fill(self, image: DimLike, first: DimLike, count: DimLike, v: Planes) -> None:
+        """V of a block of tiles."""
+        transform_input(_WordInput(self), image, first, count, v)
+
+    def _product(self, v: Planes, m: Planes, value: DimLike, lowest: DimLike, member: DimLike, tile: Tile, first: DimLike) -> None:
+        nest, shape = self.nest, self.u.shape[:-1]
+        weights = self.draft.words(self.u)
+
+        def right(vector: int, lane: DimLike, term: Shape) -> Expr:
+            part, offset = divmod(vector, self.per_block)
+            return Load(weights, (ravel((value, lowest + member + part, *term, offset * self.lanes + lane), shape),), I32)
+
+        acc = micro_kernel(
+            nest,
+            tile,
+            I32,
+            terms=self._words,
+            a=lambda row, term: v.load(value, term[0], first + row, term[1]),
+            b=right,
+            combine=words_dot(2),
+        )
+        with nest.loop(self.lanes, LoopKind.VECTOR, self.lanes) as lane:
+            for row in range(tile.rows):
+                for vector in range(tile.vectors):
+                    part, offset = divmod(vector, self.per_block)
+                    m.store(value, member + part, first + row, offset * self.lanes + lane, cast(acc.at(row, vector, lane), F32))
+
+    @contextmanager
+    def _words(self) -> Iterator[Shape]:
+        with self.nest.loop(self.inputs) as block, unrolled(self.nest, self.words) as word:
+            yield block, word
+
+
+class _WordInput:
+    """What the input transform asks of a kernel, in words."""
+
+    def __init__(self, conv: WholeWinograd) -> None:
+        self.conv, self.nest, self.form, self.core, self.x = conv, conv.nest, conv.form, conv.core, conv.x
+        self.inputs, self.tiles, self.dtype = conv.inputs, conv.tiles, I32
+        self.lanes = min(conv.lanes, conv.words)
+        self.per_block = conv.words // self.lanes
+        self.dilation = (1, 1)
+        self.draft = self
+
+    def element(self, value: Value, place: Shape) -> Expr:
+        """The number of a word of the input."""
+        shape = (*self.x.shape[:-1], self.conv.words)
+        bits = self.nest.let(Load(self.conv.draft.words(self.x), (ravel(place, shape),), I32), "w")
+        return op("sub", bits, _borrow(bits))
+
+
+class _WordPlanes(Planes):
+    """Planes of words as bits, from numbers."""
+
+    def store(self, value: DimLike, block: DimLike, tile: DimLike, lane: DimLike, element: Expr) -> None:
+        number = self.nest.let(element, "n")
+        super().store(value, block, tile, lane, op("add", number, _borrow(number)))
+
+
+def _borrow(word: Expr) -> Expr:
+    """65536 where the lower half is negative."""
+    return op("and", op("shl", word, const(1, I32)), const(65536, I32))
+
+
+@template("conv_winograd_whole")
+@template("fused.conv")
+def whole_winograd(node: Node, scope: Scope, target: Target) -> list[Built] | None:
+    """The kernel of a Winograd convolution of codes, alone or with its epilogue; None for other convolutions."""
+    core = anchor(node)
+    if core is None or core.op != "conv_winograd_whole":
+        return None
+    draft = WholeWinograd(node, scope, target).write()
+    draft.tags["template"] = "whole winograd"
+    return [Built(*draft.finish())]
