@@ -147,15 +147,17 @@ class Inliner:
             return None
         return self._shared(("within", index, extent), None, lambda: within(index, extent, self.ranges))
 
-    def lookup(self, indices: Value, at: Shape, extent: DimLike, guard: Expr | None) -> DimLike:
-        """An element of an index tensor as an index into an axis of ``extent``, checked where ``guard`` holds."""
-        key = ("lookup", indices, at, extent, id(guard))
-        expr = self._shared(key, guard, lambda: self._checked(indices, at, extent, guard))
+    def lookup(self, indices: Value, at: Shape, extent: DimLike, guard: Expr | None, *, proved: bool = False) -> DimLike:
+        """An element of an index tensor as an index into an axis of ``extent``, checked where ``guard`` holds unless it is in range."""
+        key = ("lookup", indices, at, extent, id(guard), proved)
+        expr = self._shared(key, guard, lambda: self._checked(indices, at, extent, guard, proved))
         return expr.expr  # type: ignore[union-attr]
 
-    def _checked(self, indices: Value, at: Shape, extent: DimLike, guard: Expr | None) -> Expr:
+    def _checked(self, indices: Value, at: Shape, extent: DimLike, guard: Expr | None, proved: bool) -> Expr:
         loaded = cast(self.value(indices, at, guard), I64)
         index = self.nest.let_index(loaded, Range(0, extent - 1))
+        if proved:
+            return Index(index)
         inside = both(compare("ge", index, 0), compare("lt", index, extent))
         self.nest.check(inside if guard is None else Op("or", (negation(guard), inside), BOOL), Status.INDEX)
         return Index(index)
@@ -296,14 +298,14 @@ def _never(self: Inliner, index: DimLike, extent: DimLike) -> bool:
 def _gather(self: Inliner, node: Node, at: Shape, guard: Expr | None) -> Expr:
     source, indices = node.inputs
     axis = node.attrs["axis"]
-    index = self.lookup(indices, at[axis : axis + indices.rank], source.shape[axis], guard)
+    index = self.lookup(indices, at[axis : axis + indices.rank], source.shape[axis], guard, proved=_is_proved(node))
     return self.value(source, (*at[:axis], index, *at[axis + indices.rank :]), guard)
 
 
 def _gather_elements(self: Inliner, node: Node, at: Shape, guard: Expr | None) -> Expr:
     source, indices = node.inputs
     axis = node.attrs["axis"]
-    index = self.lookup(indices, at, source.shape[axis], guard)
+    index = self.lookup(indices, at, source.shape[axis], guard, proved=_is_proved(node))
     return self.value(source, (*at[:axis], index, *at[axis + 1 :]), guard)
 
 
@@ -311,8 +313,12 @@ def _gather_nd(self: Inliner, node: Node, at: Shape, guard: Expr | None) -> Expr
     source, indices = node.inputs
     batch, count = node.attrs.get("batch", 0), indices.shape[-1]
     outer = at[: indices.rank - 1]
-    found = tuple(self.lookup(indices, (*outer, k), source.shape[batch + k], guard) for k in range(count))
+    found = tuple(self.lookup(indices, (*outer, k), source.shape[batch + k], guard, proved=_is_proved(node)) for k in range(count))
     return self.value(source, (*at[:batch], *found, *at[indices.rank - 1 :]), guard)
+
+
+def _is_proved(node: Node) -> bool:
+    return node.attrs.get("proved", False)
 
 
 def _pack(self: Inliner, node: Node, at: Shape, guard: Expr | None) -> Expr:

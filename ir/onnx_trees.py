@@ -96,13 +96,17 @@ class Forest:
 
 
 def leaves(x: Term, forest: Forest) -> Term:
-    """The leaf that each tree gives each sample: x [n, features] -> i32 [n, trees]."""
+    """The leaf that each tree gives each sample: x [n, features] -> i32 [n, trees].
+
+    Tables have one entry more than nodes, which nothing reaches: the child after the last node is then an index too, as far as
+    bounds can tell, and no step needs a check.
+    """
     b = x.b
     wide = dtypes.from_numpy(forest.dtype)
     x = x.convert(wide) if x.dtype.bits < wide.bits else x
     tables = [
-        as_term(b, np.array(forest.feature, np.int32)), as_term(b, np.array(forest.value, forest.dtype), x.dtype),
-        as_term(b, np.array(forest.child, np.int32)), _kinds(b, forest),
+        as_term(b, np.array([*forest.feature, 0], np.int32)), as_term(b, np.array([*forest.value, np.nan], forest.dtype), x.dtype),
+        as_term(b, np.array([*forest.child, 0], np.int32)), _kinds(b, forest),
     ]  # fmt: skip
     roots = as_term(b, np.array(forest.roots, np.int32)).broadcast(x.shape[0], len(forest.roots))
 
@@ -120,7 +124,7 @@ def leaves(x: Term, forest: Forest) -> Term:
 
 
 def _kinds(b, forest: Forest) -> Term | None:
-    return as_term(b, np.array(forest.kind, np.uint8)) if len(set(forest.kind)) > 1 else None
+    return as_term(b, np.array([*forest.kind, LESS_EQUAL], np.uint8)) if len(set(forest.kind)) > 1 else None
 
 
 def _goes_right(x: Term, value: Term, kind: Term | None, forest: Forest) -> Term:
@@ -143,7 +147,7 @@ _TESTS = {
 def aggregate(x: Term, forest: Forest, targets: int, how: str) -> Term:
     """Scores [n, targets]: the SUM, AVERAGE, MIN or MAX of the weights of the leaves."""
     fold, blank = {"MIN": ("min", np.inf), "MAX": ("max", -np.inf)}.get(how, ("add", 0.0))
-    table = np.full((len(forest.weights), targets), blank, forest.dtype)
+    table = np.full((len(forest.weights) + 1, targets), blank, forest.dtype)
     for node, pairs in enumerate(forest.weights):
         for target, weight in pairs:
             table[node, target] = forest.dtype.type(weight) + (table[node, target] if fold == "add" else 0)

@@ -62,9 +62,11 @@ def _evaluate_gather(arrays: Arrays, attrs: Attrs, regions: object, env: Env) ->
 register(
     OpSpec(
         "gather",
-        "gather(x, indices) {axis}: numpy.take. Where the result has no elements none is read, and no index is out of range.",
+        "gather(x, indices) {axis, proved}: numpy.take. Where the result has no elements none is read, and no index is out of range."
+        " ``proved`` says that all indices are in range: code does not check them.",
         operands=(2, 2),
-        attrs={"axis": "int"},
+        attrs={"axis": "int", "proved": "bool"},
+        defaults={"proved": False},
         infer=_infer_gather,
         evaluate=_evaluate_gather,
     )
@@ -106,11 +108,11 @@ def _columns(indices: np.ndarray, extents: Sequence[int], op: str) -> tuple[np.n
 register(
     OpSpec(
         "gather_nd",
-        "gather_nd(x, indices) {batch}: the last axis of indices indexes the axes of x after the batch axes (ONNX GatherND). Where the"
-        " result has no elements none is read, and no index is out of range.",
+        "gather_nd(x, indices) {batch, proved}: the last axis of indices indexes the axes of x after the batch axes (ONNX GatherND). Where"
+        " the result has no elements none is read, and no index is out of range.",
         operands=(2, 2),
-        attrs={"batch": "int"},
-        defaults={"batch": 0},
+        attrs={"batch": "int", "proved": "bool"},
+        defaults={"batch": 0, "proved": False},
         infer=_infer_gather_nd,
         evaluate=_evaluate_gather_nd,
     )
@@ -141,9 +143,10 @@ def _evaluate_gather_elements(arrays: Arrays, attrs: Attrs, regions: object, env
 register(
     OpSpec(
         "gather_elements",
-        "gather_elements(x, indices) {axis}: numpy.take_along_axis; other axes of indices may be shorter than x's.",
+        "gather_elements(x, indices) {axis, proved}: numpy.take_along_axis; other axes of indices may be shorter than x's.",
         operands=(2, 2),
-        attrs={"axis": "int"},
+        attrs={"axis": "int", "proved": "bool"},
+        defaults={"proved": False},
         infer=_infer_gather_elements,
         evaluate=_evaluate_gather_elements,
     )
