@@ -80,6 +80,8 @@ def strings(value: Any) -> np.ndarray:
         return array.astype(object)
     if array.dtype.kind not in "OS":
         raise InputError(f"strings are expected, not {array.dtype}")
+    if array.dtype == object and all(type(item) is str for item in array.reshape(-1).tolist()):
+        return array.copy()
     flat = np.empty(array.size, object)
     for k, item in enumerate(array.flat):
         if isinstance(item, bytes):

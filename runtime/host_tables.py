@@ -76,13 +76,12 @@ def one_hot_encoder(inputs: list[Any], node: HostNode) -> np.ndarray:
     names = node.get("cats_strings") if x.dtype == object else node.get("cats_int64s")
     keys = x.reshape(-1).tolist() if x.dtype == object else x.reshape(-1).astype(np.int64).tolist()
     places = {name: k for k, name in enumerate(names)}
-    result = np.zeros((len(keys), len(names)), np.float32)
-    for row, key in zip(result, keys, strict=True):
-        if key in places:
-            row[places[key]] = 1
-        elif not node.get("zeros", 1):
-            raise ValueError(f"{key!r} is none of the categories")
-    return result.reshape(*x.shape, len(names))
+    found = [places.get(key, len(names)) for key in keys]
+    if len(names) in found and not node.get("zeros", 1):
+        raise ValueError(f"{keys[found.index(len(names))]!r} is none of the categories")
+    result = np.zeros((len(keys), len(names) + 1), np.float32)
+    result[np.arange(len(keys)), found] = 1  # the last column takes those of no category
+    return result[:, :-1].reshape(*x.shape, len(names))
 
 
 @host_op("ArrayFeatureExtractor", domain=ML)
@@ -104,7 +103,9 @@ def zip_map(inputs: list[Any], node: HostNode) -> list[dict[Any, Any]]:
     """ZipMap (ai.onnx.ml 1): a map from label to value for each row of [n, labels]; a vector is one row."""
     labels = list(_labels(node, "classlabels_strings", "classlabels_int64s"))
     rows = inputs[0].reshape(-1, inputs[0].shape[-1]).tolist()
-    return [dict(zip(labels, row, strict=True)) for row in rows]
+    if rows and len(rows[0]) != len(labels):
+        raise ValueError(f"{len(rows[0])} values in a row for {len(labels)} labels")
+    return [dict(zip(labels, row, strict=False)) for row in rows]
 
 
 @host_op("DictVectorizer", domain=ML)

@@ -100,6 +100,8 @@ def _checked(value: Any, name: str, type_: HostType, ranges: Mapping[str, Bounds
 def _tensor(value: Any, name: str, type_: HostType, ranges: Mapping[str, Bounds], extents: dict[str, int]) -> np.ndarray:
     if type_.element is _STRINGS:
         array = strings(value)
+    elif type(value) is np.ndarray and type_.element is not None and value.dtype == type_.element.numpy and value.flags.carray:
+        array = value
     else:
         rank = np.ndim(value) if type_.shape is None else len(type_.shape)
         array = as_input(value, TensorSpec(name, type_.element, ("?",) * rank, {}))

@@ -227,7 +227,7 @@ def _arrays(value: Any) -> Iterator[np.ndarray]:
 def _owned(value: Any, foreign: list[np.ndarray]) -> Any:
     """A result that is the caller's: copied where it may be a constant, or the memory of an input."""
     if isinstance(value, list):
-        return [_owned(item, foreign) for item in value]
+        return [_owned(item, foreign) if isinstance(item, np.ndarray | list) else item for item in value]
     if not isinstance(value, np.ndarray):
         return value
     shared = not value.flags.writeable or any(np.may_share_memory(value, array) for array in foreign)
