@@ -63,7 +63,8 @@ class CudaAttention:
         rows = self.rows if isinstance(self.rows, int) else MANY // 4
         batch = dims.product(self.batch)
         repeats = batch if isinstance(batch, int) else MANY // 64
-        return next((height for height in (64, 32) if repeats * -(-rows // height) >= self.target.sms), 16)
+        fitting = [height for height in (64, 32, 16) if _shared_bytes(height, self.depth, self.columns) <= self.target.shared_bytes]
+        return next((height for height in fitting if repeats * -(-rows // height) >= self.target.sms), fitting[-1])
 
     def write(self) -> Draft:
         """The whole kernel."""
@@ -265,6 +266,12 @@ class CudaAttention:
                 else:
                     with nest.branch(compare("lt", column, self.columns)):
                         self.epilogue.store(place, result)
+
+
+def _shared_bytes(height: int, depth: int, columns: int) -> int:
+    """Queries, keys, values and weights of one block; rows are padded."""
+    pad = 2 * GROUP
+    return 4 * (height * (depth + pad) + KEYS * (depth + pad) + KEYS * (columns + ACROSS + pad) + height * (KEYS + pad))
 
 
 def _larger(a: Expr, b: Expr) -> Expr:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from tcompile.codegen.cuda_block import ThreadBlock
 from tcompile.codegen.cuda_gemm import STAGES, Product
 from tcompile.codegen.cuda_tensor_stage import TensorStage
-from tcompile.codegen.cuda_tile import MANY, split_parts
+from tcompile.codegen.cuda_tile import MANY, split_parts, split_seconds
 from tcompile.codegen.lower_contraction import accumulation_type
 from tcompile.codegen.scalar import const
 from tcompile.ir import dims
@@ -211,7 +211,7 @@ def _choose(target: GpuTarget, rows: DimLike, columns: DimLike, terms: DimLike, 
     def time(tile: WarpTile, parts: int) -> float:
         blocks = max(-(-m // tile.rows) * -(-n // tile.columns) * repeats, 1)
         waves = -(-blocks * parts // target.sms)
-        extra = 0 if parts == 1 else 2 * parts * m * n * repeats * 4 / target.bandwidth * target.tensor_flops / target.sms / 2
+        extra = split_seconds(target, parts, m * n * repeats) * target.tensor_flops / target.sms / 2
         return waves * tile.rows * tile.columns * (-(-k // parts) + 64) / tile.efficiency + extra
 
     options = [

@@ -10,6 +10,7 @@ from tcompile.ir.target import GpuTarget
 MANY = 1024  # what a symbolic extent is planned for
 _SPLIT_TERMS = 128  # terms that a part of a split sum has at least
 _MOST_PARTS = 16
+LAUNCH_SECONDS = 2e-6  # of a kernel behind another one in a graph
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,17 @@ def choose(target: GpuTarget, rows: DimLike, columns: DimLike, terms: DimLike, b
         for parts in split_parts(target, blocks, k, split=all(isinstance(extent, int) for extent in (rows, columns, terms, batch))):
             share = -(-k // parts)
             waves = -(-blocks * parts // target.sms)
-            # results of parts are written and read once more
-            extra = 0 if parts == 1 else (2 * parts * m * n * repeats * 4) / target.bandwidth * target.f32_flops / target.sms / 2
+            extra = split_seconds(target, parts, m * n * repeats) * target.f32_flops / target.sms / 2
             time = waves * tile.rows * tile.columns * (share + 24) / tile.efficiency + extra
             if best is None or time < best[0]:
                 best = time, tile, parts
     assert best is not None
     return best[1], best[2]
+
+
+def split_seconds(target: GpuTarget, parts: int, results: int) -> float:
+    """What splitting sums costs: results of parts are written and read once more, by a second kernel."""
+    return 0.0 if parts == 1 else LAUNCH_SECONDS + 2 * parts * results * 4 / target.bandwidth
 
 
 def split_parts(target: GpuTarget, blocks: int, terms: int, *, split: bool) -> list[int]:
