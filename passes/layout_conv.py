@@ -18,6 +18,7 @@ from tcompile.ir.build import Builder
 from tcompile.ir.graph import Node, Value
 from tcompile.passes.layout_forms import Forms, pack_array, padded_to
 from tcompile.passes.layout_integer import conv_interleaved, word_parts
+from tcompile.passes.layout_joined import joined_input
 from tcompile.passes.layout_transposed import assign_transposed
 from tcompile.passes.layout_whole import assign_whole_winograd
 from tcompile.passes.layout_winograd import assign_winograd, winograd_pays
@@ -27,12 +28,17 @@ STEM_CHANNELS = 8  # a plain input of fewer channels than this is read as it lie
 
 def assign_conv(node: Node, forms: Forms) -> bool:
     """Computes a convolution blocked, where its weights are constant; tells whether it did."""
-    x, w = node.inputs
-    weights = forms.constant(forms.plain(w))
+    weights = forms.constant(forms.plain(node.inputs[1]))
     if weights is None or not _supported(node):
         return False
     if any(d != 1 for d in node.attrs["lhs_dilation"]):
         return assign_transposed(node, forms)
+    with joined_input(node, forms, weights) as spread:
+        return _assign(node, forms, spread)
+
+
+def _assign(node: Node, forms: Forms, weights: np.ndarray) -> bool:
+    x, _ = node.inputs
     groups, channels = node.attrs["groups"], x.shape[1]
     per_group, outputs = weights.shape[1], weights.shape[0]
     common = {name: node.attrs[name] for name in ("strides", "dilation", "dtype")}

@@ -41,6 +41,7 @@ class Forms:
         self.producers, self.users, self.returned = graph.producers(), graph.users(), frozenset(graph.outputs)
         self.done: set[Node] = set()  # nodes that were computed together with an earlier one
         self.block = channel_block(target, [value.dtype for node in graph.nodes if node.op == "conv" for value in node.inputs])
+        self.joined: dict[Value, Value] = {}  # concats of blocked parts, by what they stand for
         self.table: dict[Value, Form] = {value: Form(plain=value) for value in graph.inputs}
 
     def native(self, value: Value) -> bool:
