@@ -42,11 +42,13 @@ class Names:
     texts: dict[str, Text] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
     _memo: dict[tuple[DimLike, bool], Text] = field(default_factory=dict)
+    _sizes: dict[Atom, int | None] = field(default_factory=dict)  # of atoms, under the present ranges
 
     def bind(self, name: str, text: Text, known: Range) -> None:
         """Gives a symbol its C name and range from here on."""
         self.texts[name], self.ranges[name] = text, known
         self._memo.clear()
+        self._sizes.clear()
 
     def snapshot(self) -> tuple[dict, dict]:
         """What is bound now, for ``restore``."""
@@ -56,6 +58,7 @@ class Names:
         """Forgets what was bound since."""
         self.texts, self.ranges = state
         self._memo.clear()
+        self._sizes.clear()
 
     # Texts --------------------------------------------------------------------------------------------
 
@@ -116,12 +119,18 @@ class Names:
         """A bound of the absolute value of a product and of its partial products."""
         size = 1
         for atom in monomial:
-            alone = Dim((((atom,), 1),))
-            low, high = dims.lower_bound(alone, self.ranges), dims.upper_bound(alone, self.ranges)
-            if low is None or high is None:
+            if atom not in self._sizes:
+                self._sizes[atom] = self._magnitude(Dim((((atom,), 1),)))
+            known = self._sizes[atom]
+            if known is None:
                 return None
-            size *= max(abs(low), abs(high), 1)
+            size *= known
         return size
+
+    def _magnitude(self, expr: Dim) -> int | None:
+        """A bound of the absolute value, at least 1."""
+        low, high = dims.lower_bound(expr, self.ranges), dims.upper_bound(expr, self.ranges)
+        return None if low is None or high is None else max(abs(low), abs(high), 1)
 
     def _sum(self, expr: Dim) -> Text:
         wide = not self._fits(expr)
