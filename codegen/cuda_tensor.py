@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from tcompile.codegen.cuda_block import ThreadBlock
 from tcompile.codegen.cuda_gemm import STAGES, Product
 from tcompile.codegen.cuda_tensor_stage import TensorStage
-from tcompile.codegen.cuda_tile import MANY, split_parts, split_seconds
+from tcompile.codegen.cuda_tile import MANY, busy, split_parts, split_seconds
 from tcompile.codegen.lower_contraction import accumulation_type
 from tcompile.codegen.scalar import const
 from tcompile.ir import dims
@@ -212,7 +212,7 @@ def _choose(target: GpuTarget, rows: DimLike, columns: DimLike, terms: DimLike, 
         blocks = max(-(-m // tile.rows) * -(-n // tile.columns) * repeats, 1)
         waves = -(-blocks * parts // target.sms)
         extra = split_seconds(target, parts, m * n * repeats) * target.tensor_flops / target.sms / 2
-        return waves * tile.rows * tile.columns * (-(-k // parts) + 64) / tile.efficiency + extra
+        return waves * tile.rows * tile.columns * (-(-k // parts) + 64) / (tile.efficiency * busy(waves * tile.threads)) + extra
 
     options = [
         (tile, parts)

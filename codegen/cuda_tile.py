@@ -10,6 +10,7 @@ from tcompile.ir.target import GpuTarget
 MANY = 1024  # what a symbolic extent is planned for
 _SPLIT_TERMS = 128  # terms that a part of a split sum has at least
 _MOST_PARTS = 16
+_ENOUGH_THREADS = 256  # of a multiprocessor
 LAUNCH_SECONDS = 2e-6  # of a kernel behind another one in a graph
 
 
@@ -54,11 +55,16 @@ def choose(target: GpuTarget, rows: DimLike, columns: DimLike, terms: DimLike, b
             share = -(-k // parts)
             waves = -(-blocks * parts // target.sms)
             extra = split_seconds(target, parts, m * n * repeats) * target.f32_flops / target.sms / 2
-            time = waves * tile.rows * tile.columns * (share + 24) / tile.efficiency + extra
+            time = waves * tile.rows * tile.columns * (share + 24) / (tile.efficiency * busy(waves * tile.threads)) + extra
             if best is None or time < best[0]:
                 best = time, tile, parts
     assert best is not None
     return best[1], best[2]
+
+
+def busy(threads: int) -> float:
+    """The share of its speed that a multiprocessor reaches with this many threads: few cannot hide each other's waiting."""
+    return min(1.0, 0.5 + threads / (2 * _ENOUGH_THREADS))
 
 
 def split_seconds(target: GpuTarget, parts: int, results: int) -> float:

@@ -227,3 +227,13 @@ def test_a_sum_that_is_gathered_from_is_a_kernel_of_its_own():
     x = Term(b, b.input("x", F32, (1, dims.symbol("count"))))
     (found,) = b.emit_all("gather_nd", (x.sum(1).value, b.constant(np.array([[0]]))), {"batch": 0}, ())
     assert fused_kinds(b.graph([found], ["y"]), x=normal(1, 5)) == ["rows", "map"]
+
+
+@pytest.mark.parametrize(("target", "kernels"), [("x86-64-v3", ["conv", "map"]), ("cuda-sm90", ["conv"])])
+def test_what_follows_a_plain_convolution_joins_it_where_no_layout_is_blocked(target, kernels):
+    b = Builder()
+    x, w = b.input("x", F32, (1, 3, 5, 5)), b.input("w", F32, (4, 3, 3, 3))
+    attrs = {"strides": (1, 1), "lhs_dilation": (1, 1), "dilation": (1, 1), "low": (0, 0), "high": (0, 0), "groups": 1}
+    y = Term(b, b.emit("conv", x, w, **attrs, dtype=F32)).map("exp")
+    fused = Fuse(named_target(target)).apply(b.graph([y.value], ["y"]))
+    assert [node.attrs["kind"] if node.op == "fused" else node.op for node in fused.nodes] == kernels

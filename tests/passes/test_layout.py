@@ -54,6 +54,13 @@ def test_packs_stand_only_at_the_border():
     assert [op for op in ops if op not in ("map", "broadcast")] == ["pack", "pad", "conv_blocked", "conv_blocked", "unpack"]
 
 
+def test_a_target_without_channel_blocks_keeps_the_graph():
+    b = Builder()
+    y = conv(b, b.input("x", F32, (2, 16, 6, 6)), 20, pad=1)
+    graph = b.graph([y], ["y"])
+    assert AssignLayouts(named_target("cuda-sm90")).apply(graph) is graph
+
+
 def test_stem_reads_plain_images():
     b = Builder()
     x = b.input("x", F32, (1, 3, 9, 9))
