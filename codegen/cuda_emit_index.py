@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tcompile.codegen.cuda_emit_limits import INT_MAX, limit, nonnegative
+from tcompile.codegen.cuda_emit_limits import INT_MAX, Limiter
 from tcompile.codegen.cuda_emit_limits import terms_of as dims_terms
 from tcompile.errors import InvalidModelError
 from tcompile.ir import dims
@@ -42,13 +42,15 @@ class Names:
     texts: dict[str, Text] = field(default_factory=dict)
     ranges: dict[str, Range] = field(default_factory=dict)
     _memo: dict[tuple[DimLike, bool], Text] = field(default_factory=dict)
-    _sizes: dict[Atom, int | None] = field(default_factory=dict)  # of atoms, under the present ranges
+    _offsets: dict[tuple[Shape, Shape], tuple[DimLike, str]] = field(default_factory=dict)
+    _sizes: dict[Atom, int | None] = field(default_factory=dict)
+    _limiter: Limiter | None = None
 
     def bind(self, name: str, text: Text, known: Range) -> None:
         """Gives a symbol its C name and range from here on."""
+        if name in self.texts:
+            self._forget()
         self.texts[name], self.ranges[name] = text, known
-        self._memo.clear()
-        self._sizes.clear()
 
     def snapshot(self) -> tuple[dict, dict]:
         """What is bound now, for ``restore``."""
@@ -57,8 +59,20 @@ class Names:
     def restore(self, state: tuple[dict, dict]) -> None:
         """Forgets what was bound since."""
         self.texts, self.ranges = state
+        self._forget()
+
+    def _forget(self) -> None:
         self._memo.clear()
+        self._offsets.clear()
         self._sizes.clear()
+        self._limiter = None
+
+    @property
+    def limiter(self) -> Limiter:
+        """Limits and signs of expressions under the present ranges."""
+        if self._limiter is None:
+            self._limiter = Limiter(self.base, self.ranges)
+        return self._limiter
 
     # Texts --------------------------------------------------------------------------------------------
 
@@ -68,6 +82,12 @@ class Names:
 
     def offset(self, indices: Shape, shape: Shape) -> tuple[DimLike, str]:
         """The row-major position of an element of a buffer: as an expression, and as C."""
+        key = (indices, shape)
+        if key not in self._offsets:
+            self._offsets[key] = self._offset(indices, shape)
+        return self._offsets[key]
+
+    def _offset(self, indices: Shape, shape: Shape) -> tuple[DimLike, str]:
         flat: DimLike = 0
         for index, extent in zip(indices, shape, strict=True):
             flat = flat * extent + index
@@ -87,7 +107,7 @@ class Names:
         """Whether an expression without bounds is an int because the host refuses larger ones."""
         if self.limits is None:
             return False
-        found = limit(expr, self.base, self.ranges)
+        found = self.limiter.limit(expr)
         if found is None:
             return False
         high = dims.upper_bound(found, self.ranges)
@@ -120,16 +140,16 @@ class Names:
         size = 1
         for atom in monomial:
             if atom not in self._sizes:
-                self._sizes[atom] = self._magnitude(Dim((((atom,), 1),)))
-            known = self._sizes[atom]
-            if known is None:
+                self._sizes[atom] = self._atom_size(atom)
+            if self._sizes[atom] is None:
                 return None
-            size *= known
+            size *= self._sizes[atom]
         return size
 
-    def _magnitude(self, expr: Dim) -> int | None:
-        """A bound of the absolute value, at least 1."""
-        low, high = dims.lower_bound(expr, self.ranges), dims.upper_bound(expr, self.ranges)
+    def _atom_size(self, atom: Atom) -> int | None:
+        alone = Dim((((atom,), 1),))
+        low = dims.lower_bound(alone, self.ranges)
+        high = None if low is None else dims.upper_bound(alone, self.ranges)
         return None if low is None or high is None else max(abs(low), abs(high), 1)
 
     def _sum(self, expr: Dim) -> Text:
@@ -173,7 +193,7 @@ class Names:
             return Text(f"{call.fn}({x}, {y})", wide)
         if call.fn == "bcast":
             return Text(f"({x} == 1 ? {y} : {x})", wide)
-        if all(nonnegative(arg, self.ranges) for arg in call.args):
+        if all(map(self.limiter.nonnegative, call.args)):
             kind, unsigned = ("long long", "unsigned long long") if wide else ("int", "unsigned")
             sign = "/" if call.fn == "floordiv" else "%"
             made = f"({kind})(({unsigned}){_unit(x)} {sign} ({unsigned}){_unit(y)})"

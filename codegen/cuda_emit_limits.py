@@ -25,22 +25,7 @@ def terms_of(expr: DimLike) -> tuple[tuple[Monomial, int], ...]:
 
 def limit(expr: DimLike, base: frozenset[str], ranges: Ranges) -> DimLike | None:
     """A limit of an expression's size over the dims ``base``; None where a variable has no end."""
-    found = _sum(expr, base, ranges, positive=False)
-    return None if found is None else _sum(found, base, ranges, positive=True)  # what loops' ends brought in cancels too
-
-
-def nonnegative(expr: DimLike, ranges: Ranges) -> bool:
-    """Whether an expression is never below 0: beyond what bounds prove, quotients and remainders by what may be 0 are not."""
-    if dims.nonnegative(expr, ranges):
-        return True
-    return all(factor > 0 and all(_atom_nonnegative(atom, ranges) for atom in monomial) for monomial, factor in terms_of(expr))
-
-
-def _atom_nonnegative(atom: Atom, ranges: Ranges) -> bool:
-    if isinstance(atom, Symbol):
-        known = ranges.get(atom.name)
-        return known is None or nonnegative(known.lo, ranges)
-    return all(nonnegative(arg, ranges) for arg in atom.args)
+    return Limiter(base, ranges).limit(expr)
 
 
 def undominated(limits: Iterable[DimLike]) -> tuple[DimLike, ...]:
@@ -52,76 +37,112 @@ def undominated(limits: Iterable[DimLike]) -> tuple[DimLike, ...]:
     return tuple(kept)
 
 
-def _sum(expr: DimLike, base: frozenset[str], ranges: Ranges, *, positive: bool) -> DimLike | None:
-    """``positive``: of an expression that is not below 0, so that what is subtracted may be left out."""
-    total: DimLike = 0
-    for monomial, factor in terms_of(expr):
-        if positive and factor < 0 and all(_atom_nonnegative(atom, ranges) for atom in monomial):
-            continue
-        product = _product(monomial, abs(factor), base, ranges)
-        if product is None:
+class Limiter:
+    """Limits and signs under ``ranges``, remembered by atom: ``forget`` them when ranges change."""
+
+    def __init__(self, base: frozenset[str], ranges: Ranges) -> None:
+        self.base, self.ranges = base, ranges
+        self.limits: dict[Atom, DimLike | None] = {}
+        self.signs: dict[Atom, bool] = {}
+
+    def forget(self) -> None:
+        """Drops what was found."""
+        self.limits.clear()
+        self.signs.clear()
+
+    def limit(self, expr: DimLike) -> DimLike | None:
+        """A limit of an expression's size; None where a variable has no end."""
+        found = self._sum(expr, positive=False)
+        return None if found is None else self._sum(found, positive=True)  # what loops' ends brought in cancels too
+
+    def nonnegative(self, expr: DimLike) -> bool:
+        """Whether an expression is never below 0: beyond what bounds prove, quotients and remainders by what may be 0 are not."""
+        if all(factor > 0 and all(map(self._atom_nonnegative, monomial)) for monomial, factor in terms_of(expr)):
+            return True
+        return dims.nonnegative(expr, self.ranges)
+
+    def _atom_nonnegative(self, atom: Atom) -> bool:
+        if atom not in self.signs:
+            self.signs[atom] = self._sign(atom)
+        return self.signs[atom]
+
+    def _sign(self, atom: Atom) -> bool:
+        if isinstance(atom, Symbol):
+            known = self.ranges.get(atom.name)
+            return known is None or self.nonnegative(known.lo)
+        if all(map(self.nonnegative, atom.args)):
+            return True
+        return dims.nonnegative(dims.Dim((((atom,), 1),)), self.ranges)
+
+    def _sum(self, expr: DimLike, *, positive: bool) -> DimLike | None:
+        """``positive``: of an expression that is not below 0, so that what is subtracted may be left out."""
+        total: DimLike = 0
+        for monomial, factor in terms_of(expr):
+            if positive and factor < 0 and all(map(self._atom_nonnegative, monomial)):
+                continue
+            product = self._product(monomial, abs(factor))
+            if product is None:
+                return None
+            total = total + product
+        return total
+
+    def _product(self, monomial: Monomial, factor: int) -> DimLike | None:
+        total: DimLike = 1
+        left = list(monomial)
+        for atom in sorted(monomial, key=lambda atom: not isinstance(atom, Call)):
+            if atom not in left:
+                continue  # cancelled
+            left.remove(atom)
+            found = self._quotient(atom, left, factor)
+            if found is not None:  # d * (x // d) <= x
+                dividend, left, factor = found
+                part = self._sum(dividend, positive=True)
+            else:
+                part = self._atom(atom)
+            if part is None:
+                return None
+            total = total * part
+        return total * factor
+
+    def _quotient(self, atom: Atom, left: list[Atom], factor: int) -> tuple[DimLike, list[Atom], int] | None:
+        """For a quotient whose divisor is among the other factors: the dividend, and what is left of those."""
+        if not isinstance(atom, Call) or atom.fn != "floordiv" or not self.nonnegative(atom.args[0]):
             return None
-        total = total + product
-    return total
-
-
-def _product(monomial: Monomial, factor: int, base: frozenset[str], ranges: Ranges) -> DimLike | None:
-    total: DimLike = 1
-    left = list(monomial)
-    for atom in sorted(monomial, key=lambda atom: not isinstance(atom, Call)):
-        if atom not in left:
-            continue  # cancelled
-        left.remove(atom)
-        found = _quotient(atom, left, factor, ranges)
-        if found is not None:  # d * (x // d) <= x
-            dividend, left, factor = found
-            part = _sum(dividend, base, ranges, positive=True)
-        else:
-            part = _atom(atom, base, ranges)
-        if part is None:
+        divisor = terms_of(atom.args[1])
+        if len(divisor) != 1 or divisor[0][1] < 1 or factor % divisor[0][1]:
             return None
-        total = total * part
-    return total * factor
+        rest = list(left)
+        for part in divisor[0][0]:
+            if part not in rest or not self._atom_nonnegative(part):
+                return None
+            rest.remove(part)
+        return atom.args[0], rest, factor // divisor[0][1]
 
+    def _atom(self, atom: Atom) -> DimLike | None:
+        if atom not in self.limits:
+            self.limits[atom] = self._symbol(atom.name) if isinstance(atom, Symbol) else self._call(atom)
+        return self.limits[atom]
 
-def _quotient(atom: Atom, left: list[Atom], factor: int, ranges: Ranges) -> tuple[DimLike, list[Atom], int] | None:
-    """For a quotient whose divisor is among the other factors: the dividend, and what is left of those."""
-    if not isinstance(atom, Call) or atom.fn != "floordiv" or not nonnegative(atom.args[0], ranges):
-        return None
-    divisor = terms_of(atom.args[1])
-    if len(divisor) != 1 or divisor[0][1] < 1 or factor % divisor[0][1]:
-        return None
-    rest = list(left)
-    for part in divisor[0][0]:
-        if part not in rest or not _atom_nonnegative(part, ranges):
+    def _call(self, call: Call) -> DimLike | None:
+        a, b = call.args
+        if call.fn == "floordiv" and all(map(self.nonnegative, call.args)):
+            part = self._sum(a, positive=True)
+            over_dims = dims.symbols(b) <= self.base
+            return dims.floordiv(part, b) if part is not None and over_dims else part  # a quotient by 0 is 0
+        if call.fn == "mod":
+            return self._sum(b, positive=False)
+        left = self._sum(a, positive=False)
+        if left is None or call.fn == "floordiv":
+            return left
+        right = self._sum(b, positive=False)
+        return None if right is None else left + right
+
+    def _symbol(self, name: str) -> DimLike | None:
+        known = self.ranges.get(name)
+        if name in self.base:
+            return dims.symbol(name) if known is None or self.nonnegative(known.lo) else None
+        if known is None or known.hi is None or (isinstance(known.hi, int) and known.hi > INT_MAX):
             return None
-        rest.remove(part)
-    return atom.args[0], rest, factor // divisor[0][1]
-
-
-def _atom(atom: Atom, base: frozenset[str], ranges: Ranges) -> DimLike | None:
-    if isinstance(atom, Symbol):
-        return _symbol(atom.name, base, ranges)
-    a, b = atom.args
-    if atom.fn == "floordiv" and all(nonnegative(arg, ranges) for arg in atom.args):
-        part = _sum(a, base, ranges, positive=True)
-        over_dims = dims.symbols(b) <= base
-        return dims.floordiv(part, b) if part is not None and over_dims else part  # a quotient by 0 is 0
-    if atom.fn == "mod":
-        return limit(b, base, ranges)
-    left = limit(a, base, ranges)
-    if left is None or atom.fn == "floordiv":
-        return left
-    right = limit(b, base, ranges)
-    return None if right is None else left + right
-
-
-def _symbol(name: str, base: frozenset[str], ranges: Ranges) -> DimLike | None:
-    known = ranges.get(name)
-    if name in base:
-        return dims.symbol(name) if known is None or nonnegative(known.lo, ranges) else None
-    if known is None or known.hi is None or (isinstance(known.hi, int) and known.hi > INT_MAX):
-        return None
-    if known.lo == known.hi:
-        return limit(known.hi, base, ranges)
-    return _sum(known.hi, base, ranges, positive=True) if nonnegative(known.lo, ranges) else None
+        if known.lo == known.hi:
+            return self._sum(known.hi, positive=False)
+        return self._sum(known.hi, positive=True) if self.nonnegative(known.lo) else None
