@@ -68,12 +68,20 @@ def find() -> Nvrtc | None:
     """The library of the wheel (``nvidia/cu13/lib``, ``nvidia/cuda_nvrtc/lib``), else one the system knows; None where there is none."""
     for candidate in (*_wheels(), "libnvrtc.so.13", "libnvrtc.so.12", "nvrtc64_130_0.dll", "nvrtc64_120_0.dll"):
         try:
+            _load_builtins(Path(candidate))
             library = ctypes.CDLL(candidate)
         except OSError:
             continue
         library.nvrtcGetErrorString.restype = c_char_p
         return Nvrtc(candidate, library)
     return None
+
+
+def _load_builtins(library: Path) -> None:
+    """Loads the library that NVRTC looks for by its bare name, from beside it: the loader then has it."""
+    for path in sorted(library.parent.glob("libnvrtc-builtins.so.*")) if library.is_absolute() else ():
+        if "alt" not in path.name:
+            ctypes.CDLL(str(path))
 
 
 def _wheels() -> list[str]:

@@ -54,6 +54,18 @@ def test_a_module_becomes_a_cubin_and_ptx_with_its_resources(sm):
     assert all(facts["registers"] > 0 and facts["spill"] == 0 for facts in made.resources.values())
 
 
+@pytest.mark.skipif(cuda_nvrtc.find() is None, reason="no NVRTC is here")
+def test_nvrtc_gives_the_same_as_the_toolkit():
+    compiler = cuda_nvrtc.find()
+    assert 90 in compiler.architectures()
+    cubin, ptx, log = compiler.compile(text(), 90)
+    assert cubin.startswith(b"\x7fELF")
+    assert b".target sm_90" in ptx
+    assert {name: facts["spill"] for name, facts in read_resources(log).items()} == {"first": 0, "second": 0}
+    with pytest.raises(CodegenError, match="NVRTC .* refuses the kernels' text"):
+        compiler.compile("nonsense", 90)
+
+
 @needs_compiler
 def test_what_was_compiled_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("TCOMPILE_CACHE_DIR", str(tmp_path))
