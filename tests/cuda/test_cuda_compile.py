@@ -62,7 +62,7 @@ def test_nvrtc_gives_the_same_as_the_toolkit():
     assert cubin.startswith(b"\x7fELF")
     assert b".target sm_90" in ptx
     assert {name: facts["spill"] for name, facts in read_resources(log).items()} == {"first": 0, "second": 0}
-    with pytest.raises(CodegenError, match="NVRTC .* refuses the kernels' text"):
+    with pytest.raises(CodegenError, match=r"NVRTC .* refuses the kernels' text"):
         compiler.compile("nonsense", 90)
 
 
