@@ -27,7 +27,7 @@ from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.target import Target
-from tcompile.ir.tiles import FMA, MANY_ROWS, Step, Tile, accumulator_type, fits, lanes, step_cycles
+from tcompile.ir.tiles import FMA, MANY_ROWS, Step, Tile, accumulator_type, lanes, matrix_fits, step_cycles
 
 MIN_TASKS = 32  # parallel tasks to aim for; more only cost loop overhead
 
@@ -98,7 +98,7 @@ class DirectConv:
             for wide in range(1, min(self._section_blocks(), 8) + 1)
             if self.sections == 1 or self._section_blocks() % wide == 0
             for height in heights
-            if fits(self.target, height, wide * per_block, step=self.step)
+            if matrix_fits(self.target, height, wide * per_block, self.step)
         ]
         _, tile, wide = min(options, key=lambda option: option[0])
         return tile, wide
