@@ -242,10 +242,10 @@ class Memory:
             f"{pointers.name}, <{lanes} x i1> splat (i1 true))"
         )
 
-    def prefetch(self, buffer: Buffer, indices: Shape) -> None:
-        """Asks for the cache line of an element, in the L2 cache."""
+    def prefetch(self, buffer: Buffer, indices: Shape, *, near: bool) -> None:
+        """Asks for the cache line of an element, in the L2 or the L1 cache."""
         pointer = self._access(buffer, indices).pointer
-        self.fn.effect(f"call void @llvm.prefetch.p0(ptr {pointer.name}, i32 0, i32 2, i32 1)")
+        self.fn.effect(f"call void @llvm.prefetch.p0(ptr {pointer.name}, i32 0, i32 {3 if near else 2}, i32 1)")
 
     def _to_memory(self, value: Value, dtype: DType) -> Value:
         if dtype.kind == "b":

@@ -106,7 +106,7 @@ class Statements(Control):
     def _prefetch(self, stmt: Prefetch) -> None:
         buffer = self._buffer(stmt.buffer)
         assert isinstance(buffer, Buffer), stmt.buffer
-        self.memory.prefetch(buffer, stmt.indices)
+        self.memory.prefetch(buffer, stmt.indices, near=stmt.near)
 
     def _check(self, stmt: Check) -> None:
         cond = self.value(stmt.cond)

@@ -13,7 +13,7 @@ from tcompile.codegen.access import ravel
 from tcompile.codegen.cpu_conv import BlockedConv
 from tcompile.codegen.cpu_epilogue import anchor
 from tcompile.codegen.cpu_gemm import PackedGemm, Problem, packed_tile
-from tcompile.codegen.cpu_tile import words_dot
+from tcompile.codegen.cpu_tile import Accumulator, words_dot
 from tcompile.codegen.draft import Scope
 from tcompile.codegen.nest import Nest
 from tcompile.codegen.templates import Built, template
@@ -25,6 +25,7 @@ from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import Tile, dot_step
 
+WORDS_AHEAD = 256  # of the weights, that are asked for before they are multiplied
 UNROLL = 2  # words of one turn: more, and LLVM gathers the products of all of them before it adds any
 
 
@@ -55,9 +56,16 @@ class InterleavedConv(BlockedConv):
             place = ravel((image, block, *self._source(position, tuple(kernel)), word), shape)
         return Load(self.draft.words(self.x), (place,), I32)
 
+    def _sum(self, image: DimLike, block: DimLike, blocks: int, *place: object, **more: object) -> Accumulator:
+        self._blocks = [block + part for part in range(blocks)]
+        return super()._sum(image, block, blocks, *place, **more)
+
     @contextmanager
     def _terms(self) -> Iterator[Shape]:
+        weights, shape = self.draft.words(self.w), self.w.shape[:-1]
         with self.nest.loops(self.taps[:-1]) as outer, unrolled(self.nest, self.taps[-1]) as word:
+            for block in self._blocks:  # a tile's weights come from the L2 cache, faster than its own prefetcher asks for them
+                self.nest.prefetch(weights, ravel((block, *outer, word, 0), shape) + WORDS_AHEAD, near=True)
             yield (*outer, word)
 
     def weight(self, block: DimLike, lane: DimLike, tap: Shape) -> Expr:

@@ -86,7 +86,7 @@ class _Writer:
             case Check():
                 self.line(f"check {self.expr(stmt.cond)} {stmt.status.name}")
             case Prefetch():
-                self.line(f"prefetch {stmt.buffer} {_shape(stmt.indices)}")
+                self.line(f"prefetch {stmt.buffer} {_shape(stmt.indices)} {stmt.near}")
             case _:
                 self.together(stmt)
 

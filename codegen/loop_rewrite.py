@@ -86,7 +86,7 @@ class Rewriter:
             case Check():
                 return (Check(self.expr(stmt.cond), stmt.status),)
             case Prefetch():
-                return (Prefetch(self.buffer(stmt.buffer), self.shape(stmt.indices)),)
+                return (Prefetch(self.buffer(stmt.buffer), self.shape(stmt.indices), stmt.near),)
         return self.together(stmt)
 
     def together(self, stmt: Stmt) -> Block:

@@ -127,6 +127,6 @@ class Nest:
         """Stops the run unless ``cond``."""
         self.emit(Check(cond, status))
 
-    def prefetch(self, buffer: str, index: DimLike) -> None:
+    def prefetch(self, buffer: str, index: DimLike, *, near: bool = False) -> None:
         """Asks for the cache line of an element of a flat buffer."""
-        self.emit(Prefetch(buffer, (index,)))
+        self.emit(Prefetch(buffer, (index,), near))

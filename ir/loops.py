@@ -204,13 +204,14 @@ class Check:
 
 @dataclass(frozen=True, eq=False)
 class Prefetch:
-    """A hint that the element at ``indices`` of a buffer is read soon: it may be fetched into the L2 cache.
+    """A hint that the element at ``indices`` of a buffer is read soon: it may be fetched into the L2 cache, or the L1 where ``near``.
 
     Changes no value, so it may name an element outside of the buffer.
     """
 
     buffer: str
     indices: Shape
+    near: bool = False
 
 
 class Status(StrEnum):

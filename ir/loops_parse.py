@@ -220,7 +220,8 @@ class _Parser:
                 self.expect("else")
                 return Check(cond, Status[self.name()])
             case "prefetch":
-                return Prefetch(self.name(), self.indices())
+                near = self.take("near")
+                return Prefetch(self.name(), self.indices(), near)
         return self.loop(_LOOPS[word]) if word in _LOOPS else self.together(word)
 
     def together(self, word: str) -> Stmt:

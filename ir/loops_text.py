@@ -123,7 +123,7 @@ class _Writer:
             case Check():
                 self.line(depth, f"check {self.exprs((stmt.cond,), depth)[0]} else {stmt.status.name}")
             case Prefetch():
-                self.line(depth, f"prefetch {stmt.buffer}{_indices(stmt.indices)}")
+                self.line(depth, f"prefetch {'near ' if stmt.near else ''}{stmt.buffer}{_indices(stmt.indices)}")
             case _:
                 self.together(stmt, depth)
 
