@@ -42,9 +42,10 @@ def page(cases: Mapping[str, onnx.ModelProto | None], passing: Mapping[str, floa
         "Opsets are those in which the operator's form changed and that are imported; the newest holds up to the newest opset of the"
         " installed `onnx`.\nElement types are those of the passing cases' tensors; more are supported than ONNX's suite tries. Operators"
         " marked *host*\nrun in Python, always or where a value is a string, or a sequence that only the run knows.",
-        "Errors are the largest of all passing cases, in units in the last place, against float64 arithmetic: the unit of an"
-        " element is that of its own\nmagnitude, but of no less than 1/1024 of its tensor's largest one. Integers are exact. Where a"
-        " case has several steps in a narrow type, such as\na function's body in f16, the rounding of each step counts.",
+        "Errors are the largest of the cases that are measured, in units in the last place, against float64 arithmetic: the unit of"
+        " an element is that of its own\nmagnitude, but of no less than 1/1024 of its tensor's largest one: where large terms cancel,"
+        " as in a mean near 0, an error of one unit of a term counts\nup to a thousand. Integers are exact. Where a case has several"
+        " steps in a narrow type, such as a function's body in f16, the rounding of each step counts.",
         _table(_rows(cases, passing)),
         _failures(cases, passing, reasons),
         section(model for model in cases.values() if model is not None and len(model.graph.node) == 1),

@@ -38,8 +38,9 @@ def _ulp(got: np.ndarray, exact: np.ndarray) -> float:
         return 0.0
     info = ml_dtypes.finfo(got.dtype)
     rounded = exact.astype(got.dtype).astype(np.float64)  # what overflows is infinite in both
-    mine, theirs = got.astype(np.float64), exact.astype(np.float64)
-    finite = np.isfinite(rounded) & np.isfinite(mine)
+    mine = got.astype(np.float64)
+    theirs = np.clip(exact.astype(np.float64), float(info.min), float(info.max))  # where a conversion saturates
+    finite = np.isfinite(rounded) & np.isfinite(mine) & np.isfinite(theirs)
     if not finite.any():
         return 0.0
     size = np.abs(theirs[finite])
