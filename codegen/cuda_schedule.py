@@ -1,8 +1,9 @@
 """The default schedule of a GPU kernel: which loops become threads, and what a thread does in order.
 
-1. Statements side by side that share nothing become kernels of their own. 2. A map gives each thread 16 bytes of its
-result (``cuda_maps.py``), a nest with sums inside gives each thread, warp or block one turn of the loops around them
-(``cuda_folds.py``). 3. Work that is ordered from outside runs its inner independent loops on threads, each thread in order.
+1. Statements side by side that share nothing become kernels of their own, or share one's threads where they are small. 2. A map
+gives each thread 16 bytes of its result (``cuda_maps.py``); a nest with sums inside gives each thread one turn of the loops around
+them (the templates of ``cuda_rows.py`` give it a warp or a block). 3. Work that is ordered from outside runs its inner independent
+loops on threads, each thread in order.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from dataclasses import replace
 from tcompile.codegen.cuda_maps import map_on_threads
 from tcompile.codegen.cuda_threads import on_threads, one_thread, spilled, split_item
 from tcompile.codegen.draft import Draft
+from tcompile.codegen.scalar import compare
 from tcompile.codegen.schedule import Names, collapse, map_loops
 from tcompile.codegen.schedule_access import drop_unused, has_loops, only_loop
 from tcompile.codegen.templates import Built
 from tcompile.ir import dims
 from tcompile.ir.graph import Value
-from tcompile.ir.loops import Alloc, Atomic, Block, Check, For, If, Kernel, Let, Load, Param, Store
+from tcompile.ir.loops import Alloc, Atomic, Block, Check, For, If, Index, Kernel, Let, Load, Param, Store
 from tcompile.ir.loops_evaluate import postorder
 from tcompile.ir.loops_interpret import expressions, walk
 from tcompile.ir.target import GpuTarget, Target
+
+JOINED_ITEMS = 1 << 18  # up to which a launch costs more than wide accesses save
 
 
 def scheduled(draft: Draft, target: Target) -> list[Built]:
@@ -30,6 +34,9 @@ def scheduled(draft: Draft, target: Target) -> list[Built]:
     parts = _separate(kernel.body, draft.nest.independent)
     if len(parts) > 1:
         kernel = replace(kernel, aliases=())  # a pair is legal for all parts together
+        joined = _Scheduler(kernel, values, set(draft.nest.independent), set(draft.nest.folds), target).joined(parts)
+        if joined is not None:
+            return [joined]
     return [_Scheduler(kernel, values, set(draft.nest.independent), set(draft.nest.folds), target).built(part) for part in parts]
 
 
@@ -55,7 +62,10 @@ class _Scheduler:
 
     def built(self, body: Block) -> Built:
         """The kernel of one block, with the parameters it uses."""
-        body = drop_unused(self._threads(map_loops(body, self._merge)))
+        return self._built(self._threads(map_loops(body, self._merge)))
+
+    def _built(self, body: Block) -> Built:
+        body = drop_unused(body)
         used = _buffers(body)
         pairs = [(param, value) for param, value in zip(self.kernel.params, self.values, strict=True) if param.name in used]
         positions = {param.name: k for k, (param, _) in enumerate(pairs)}
@@ -67,6 +77,28 @@ class _Scheduler:
         pairs += self.scratch
         kernel = replace(self.kernel, params=tuple(param for param, _ in pairs), body=body, aliases=aliases)
         return Built(kernel, tuple(value for _, value in pairs), tuple(value for _, value in self.scratch))
+
+    def joined(self, parts: list[Block]) -> Built | None:
+        """One kernel whose threads take the items of one part after the other; None where a part is no map, or a launch is nothing.
+
+        for i in n: f(i) | for j in m: g(j)  -->  thread: if item < n: f(item) else: let j = item - n; g(j)
+        """
+        item = self.names("f")
+        nests = [self._outer(map_loops(part, self._merge)) for part in parts]
+        if not all(loops and _is_map(core) for loops, core in nests):
+            return None
+        counts = [dims.product(loop.extent for loop in loops) for loops, _ in nests]
+        total = sum(counts, 0)
+        if isinstance(total, int) and total > JOINED_ITEMS:
+            return None
+        body: Block = ()
+        for k in reversed(range(len(nests))):
+            loops, core = nests[k]
+            number, start = self.names("f"), sum(counts[:k], 0)
+            lets, _ = split_item(number, loops)
+            mine = (Let(number, Index(dims.symbol(item) - start)), *lets, *core)
+            body = (If(compare("lt", dims.symbol(item), start + counts[k]), mine, body),) if body else mine
+        return self._built(on_threads(total, body, item, self.names))
 
     def _merge(self, loop: For) -> Block | None:
         merged = collapse(loop, self.names)
@@ -102,7 +134,7 @@ class _Scheduler:
 
     def _items(self, loops: list[For], core: Block) -> Block:
         """A thread for each turn of the loops, or for a few of a map's."""
-        if not has_loops(core) and not any(isinstance(stmt, Alloc | If) for stmt in walk(core)):
+        if _is_map(core):
             return map_on_threads(loops, core, self.names)
         item = self.names("f")
         lets, count = split_item(item, loops)
@@ -125,6 +157,10 @@ class _Scheduler:
         if not inner or any(not dims.symbols(one.extent).isdisjoint(variant) for one in inner):
             return None
         return self._items(inner, (replace(loop, body=(*loop.body[:-1], *core)),))
+
+
+def _is_map(core: Block) -> bool:
+    return not has_loops(core) and not any(isinstance(stmt, Alloc | If) for stmt in walk(core))
 
 
 def _buffers(body: Block) -> set[str]:
