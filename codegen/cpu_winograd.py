@@ -33,7 +33,7 @@ from tcompile.ir.target import Target
 from tcompile.ir.tiles import FMA, Step, Tile, lanes, winograd_block
 from tcompile.ir.winograd import Winograd, form_of
 
-GROUP_CHANNELS = 64  # outputs of one pass over V
+GROUP_CHANNELS = {1: 128, 2: 64}  # outputs of one pass over V, by the axes of a tile
 MIN_TASKS = 4  # below that, tasks also share the output blocks and repeat the input transform
 
 
@@ -63,7 +63,7 @@ class WinogradConv:
         self.tile, self.together = winograd_block(target, self.form, self.tiles.count, *channels, self.per_block, self.lanes, step)
         self.wide = self.tile.vectors // self.per_block
         self.blocks = dims.ceildiv(self.tiles.count, self.together, self.nest.ranges)
-        group = max(GROUP_CHANNELS // (self.wide * self.block), 1) * self.wide
+        group = max(GROUP_CHANNELS[self.form.axes] // (self.wide * self.block), 1) * self.wide
         self.group = min(group, self.outputs)
         self.shares = self._shares()
         taps = self.core.attrs.get("kernel", self.form.taps) ** self.form.axes

@@ -174,8 +174,10 @@ def winograd_block(
 
     ``inputs`` and ``outputs`` count channels, ``per_block`` the registers of an output block.
     """
-    # fewer than 16 would read the weights too often, even where V then leaves the L2 cache
-    most = max(min(target.l2_bytes // 2 // (form.values * 4 * inputs), 24 if form.axes == 2 else 96), 16)
+    # fewer than 16 would read the weights too often, even where V then leaves the L2 cache; of a line, V may fill it: the products
+    # read one plane at a time
+    shares, limit = (2, 24) if form.axes == 2 else (1, 96)
+    most = max(min(target.l2_bytes // shares // (form.values * 4 * inputs), limit), 16)
     together = most if not isinstance(tiles, int) else -(-tiles // max(-(-tiles // most), 1)) if tiles else 1
     blocks = max(outputs // (per_block * lane_count), 1)
 
