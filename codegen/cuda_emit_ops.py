@@ -129,6 +129,14 @@ def _shift(name: str) -> Emit:
     return emit
 
 
+def _dot(name: str) -> Emit:
+    def emit(dtype: DType, uses: Uses, a: str, b: str, c: str) -> str:
+        uses(f"tc_{name}")
+        return f"tc_{name}({a}, {b}, {c})"
+
+    return emit
+
+
 def _isinf(dtype: DType, uses: Uses, a: str) -> str:
     return f"({_abs(dtype, uses, a)} == {literal(float('inf'), dtype)})"
 
@@ -153,6 +161,8 @@ OPS: dict[str, Emit] = {
     "rsqrt": lambda dtype, uses, a: _recip(dtype, uses, _function("sqrt")(dtype, uses, a)),
     "recip": _recip,
     "fma": _function("fma"),
+    "dot2": _dot("dot2"),
+    "dot4": _dot("dot4"),
     "and": _bitwise("&"),
     "or": _bitwise("|"),
     "xor": _bitwise("^"),

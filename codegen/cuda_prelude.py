@@ -73,6 +73,23 @@ template <typename T> DEVICE T tc_shr(T a, T b, int bits)
     return b >= 0 && b < bits ? (T)(a >> b) : (T)0;
 }
 """,
+    "tc_dot2": """
+// c and the products of the signed 16-bit parts of a and b; wraps
+DEVICE int tc_dot2(int a, int b, int c)
+{
+    const int low = (short)a * (short)b, high = (short)(a >> 16) * (short)(b >> 16);
+    return (int)((unsigned)c + (unsigned)low + (unsigned)high);
+}
+""",
+    "tc_dot4": """
+// c and the products of the unsigned bytes of a and the signed ones of b; wraps
+DEVICE int tc_dot4(int a, int b, int c)
+{
+    int sum = 0;
+    for (int k = 0; k < 32; k += 8) sum += (unsigned char)(a >> k) * (signed char)(b >> k);
+    return (int)((unsigned)c + (unsigned)sum);
+}
+""",
 }
 
 _MEMORY = {
