@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tcompile.codegen import cuda_compile, cuda_nvcc, cuda_nvrtc
@@ -9,7 +11,11 @@ from tcompile.codegen.cpu_object import CodegenError
 from tcompile.codegen.cuda_c import emit_module
 from tcompile.codegen.cuda_compile import compile_text, find_compiler, read_resources
 from tcompile.errors import UnsupportedError
+from tcompile.ir.dtypes import ALL, F32, F64, DType
+from tcompile.ir.loops import ATOMICS
 from tcompile.ir.loops_parse import parse_kernel
+from tcompile.ir.tileops import TILE_OPS
+from tests.cuda.test_shim import ASYNC, MATRICES, fragment_kernel
 
 KERNELS = """\
 kernel first(p0: in f32[n], p1: out f32[n]) dims (n) {
@@ -80,6 +86,53 @@ def test_an_unknown_architecture_and_refused_text_are_named():
         find_compiler(999)
     with pytest.raises(CodegenError, match="refuses the kernels' text"):
         compile_text("nonsense", 90, cache=False)
+
+
+@needs_compiler
+@pytest.mark.parametrize("sm", [80, 100])
+def test_what_is_ptx_in_the_prelude_assembles(sm):
+    tiles = [name for name in TILE_OPS if not name.startswith("ldmatrix")]
+    kernels = [parse_kernel(fragment_kernel(name, [f"r{k}" for k in range(len(TILE_OPS[name].fragments))])) for name in tiles]
+    kernels += [parse_kernel(matrix_kernel(name, dtype)) for name, dtype in MATRICES]
+    kernels += [
+        parse_kernel(atomic_kernel(fn, dtype)) for fn, kinds in ATOMICS.items() for dtype in ALL if dtype.kind in kinds and takes(dtype)
+    ]
+    kernels += [parse_kernel(ASYNC.replace("kernel k", "kernel async"))]
+    kernels += [parse_kernel(conversion_kernel(dtype)) for dtype in ALL]
+    named = [replace(kernel, name=f"{kernel.name}_{number}") for number, kernel in enumerate(kernels)]
+    made = compile_text(emit_module(named), sm, cache=False)
+    assert made.resources.keys() == {kernel.name for kernel in named}
+    assert not any(facts["spill"] for facts in made.resources.values())
+
+
+def takes(dtype: DType) -> bool:
+    """Whether there are atomics of a dtype."""
+    return dtype.bits >= 8 and (dtype.is_integer or dtype in (F32, F64))
+
+
+def matrix_kernel(name: str, dtype: DType) -> str:
+    count = TILE_OPS[name].fragments[0].elements(dtype)
+    return f"""
+    kernel {name}_{dtype}(p0: out {dtype}[32, {count}]) dims () {{
+      alloc s: {dtype}[32, {16 // dtype.bytes}] shared
+      block t in 0..32 {{
+        alloc r: {dtype}[{count}] register
+        tile {name}(r[0], s[t, 0])
+        unrolled o in 0..{count} {{ store p0[t, o] = load r[o]
+        }}
+      }}
+    }}
+    """
+
+
+def atomic_kernel(fn: str, dtype: DType) -> str:
+    return f"kernel a(p0: in {dtype}[32], p1: inout {dtype}[32]) dims () {{ block t in 0..32 {{ atomic {fn} p1[t] = load p0[t]\n }} }}"
+
+
+def conversion_kernel(dtype: DType) -> str:
+    """From a dtype to the others and back, by 16 lanes."""
+    casts = "\n".join(f"store p1[16*t + v] = cast(cast(load p0[16*t + v], {other}), {dtype})" for other in ALL if other != dtype)
+    return f"kernel c(p0: in {dtype}[512], p1: out {dtype}[512]) dims () {{ block t in 0..32 {{ vector v in 0..16 width 16 {{\n{casts}\n}} }} }}"
 
 
 def test_without_a_compiler_the_error_says_how_to_get_one(monkeypatch):
