@@ -130,9 +130,9 @@ def atomic_kernel(fn: str, dtype: DType) -> str:
 
 
 def conversion_kernel(dtype: DType) -> str:
-    """From a dtype to the others and back, by 16 lanes."""
-    casts = "\n".join(f"store p1[16*t + v] = cast(cast(load p0[16*t + v], {other}), {dtype})" for other in ALL if other != dtype)
-    return f"kernel c(p0: in {dtype}[512], p1: out {dtype}[512]) dims () {{ block t in 0..32 {{ vector v in 0..16 width 16 {{\n{casts}\n}} }} }}"
+    """From a dtype to the others and back."""
+    casts = "\n".join(f"store p1[t] = cast(cast(load p0[t], {other}), {dtype})" for other in ALL if other != dtype)
+    return f"kernel c(p0: in {dtype}[32], p1: out {dtype}[32]) dims () {{ block t in 0..32 {{\n{casts}\n}} }}"
 
 
 def test_without_a_compiler_the_error_says_how_to_get_one(monkeypatch):
