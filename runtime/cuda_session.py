@@ -129,8 +129,9 @@ class CudaSession:
             events.append((-1 if launch is None else launch.number, event))
             if launch is not None:
                 own = dict(zip(launch.kernel.dims, values, strict=True))
-                for amounts, amount in ((found.turns, 1), (found.flops, launch.kernel.flops), (found.bytes, launch.kernel.bytes)):
-                    amounts[launch.number] = amounts.get(launch.number, 0) + (amount if amount == 1 else amount.value(own))
+                work = (found.turns, 1), (found.flops, launch.kernel.flops.value(own)), (found.bytes, launch.kernel.bytes.value(own))
+                for amounts, amount in work:
+                    amounts[launch.number] = amounts.get(launch.number, 0) + amount
 
         walk = self._replay.walk(prepared, transfer.places, stream, mark)
         mark(None)
