@@ -155,7 +155,7 @@ def test_group_query_attention_of_packed_operands():
 # Products, convolutions, embeddings -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags", itertools.product((0, 1), repeat=4), ids=str)
+@pytest.mark.parametrize("flags", list(itertools.product((0, 1), repeat=4)), ids=str)
 def test_fused_matmul(flags):
     names = ("transA", "transB", "transBatchA", "transBatchB")
     swap_a, swap_b, last_a, last_b = flags
