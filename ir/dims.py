@@ -16,7 +16,7 @@ import ast
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from tcompile.errors import Error
 
@@ -34,6 +34,9 @@ class Symbol:
     def __str__(self) -> str:
         return self.name
 
+    def __hash__(self) -> int:
+        return hash(self.name)
+
 
 @dataclass(frozen=True)
 class Call:
@@ -41,6 +44,16 @@ class Call:
 
     fn: str
     args: tuple[DimLike, ...]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self):
+        return (Call, (self.fn, self.args))  # another process hashes anew
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.fn, self.args))
 
     @cached_property
     def text(self) -> str:
@@ -85,7 +98,7 @@ class Dim:
         raise DimError(f"the truth of the symbolic dimension {self} is not known at compile time")
 
     def __add__(self, other: DimLike) -> DimLike:
-        return _polynomial((*self.terms, *_terms(other)))
+        return _with_constant(self.terms, int(other)) if isinstance(other, int) else _polynomial((*self.terms, *_terms(other)))
 
     def __neg__(self) -> DimLike:
         return Dim(tuple((monomial, -factor) for monomial, factor in self.terms))
@@ -97,6 +110,8 @@ class Dim:
         return -self + other
 
     def __mul__(self, other: DimLike) -> DimLike:
+        if isinstance(other, int):  # the order stays, and what was joined
+            return Dim(tuple((monomial, factor * int(other)) for monomial, factor in self.terms)) if other else 0
         return _polynomial((_merge(a, b), x * y) for a, x in self.terms for b, y in _terms(other))
 
     def __floordiv__(self, other: DimLike) -> DimLike:
@@ -380,20 +395,37 @@ def _terms(d: DimLike) -> tuple[tuple[Monomial, int], ...]:
     return (((), int(d)),) if d else ()
 
 
+def _with_constant(terms: tuple[tuple[Monomial, int], ...], more: int) -> Dim:
+    """A polynomial's terms plus a constant, which stands last; nothing else changes."""
+    monomial, factor = terms[-1]
+    if not monomial:
+        terms, more = terms[:-1], more + factor
+    return Dim((*terms, ((), more)) if more else terms)
+
+
 def _polynomial(terms: Iterable[tuple[Monomial, int]]) -> DimLike:
     total: dict[Monomial, int] = {}
     for monomial, factor in terms:
         total[monomial] = total.get(monomial, 0) + factor
-    for monomial in [monomial for monomial in total if any(_is_mod(atom) for atom in monomial)]:
+    for monomial in [monomial for monomial in total if _order(monomial)[1]]:
         _join_mod(total, monomial)
     kept = [(monomial, factor) for monomial, factor in total.items() if factor]
     if not kept:
         return 0
     if len(kept) == 1 and not kept[0][0]:
         return kept[0][1]
-    # the constant stands last
-    kept.sort(key=lambda term: (not term[0], -len(term[0]), [str(atom) for atom in term[0]]))
+    kept.sort(key=_place)
     return Dim(tuple(kept))
+
+
+def _place(term: tuple[Monomial, int]) -> tuple[bool, int, list[str]]:
+    return _order(term[0])[0]
+
+
+@lru_cache(maxsize=1 << 16)
+def _order(monomial: Monomial) -> tuple[tuple[bool, int, list[str]], bool]:
+    """Where a monomial stands among others (the constant last), and whether it holds a remainder."""
+    return (not monomial, -len(monomial), [str(atom) for atom in monomial]), any(map(_is_mod, monomial))
 
 
 def _is_mod(atom: Atom) -> bool:
