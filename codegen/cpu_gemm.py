@@ -127,7 +127,11 @@ class Gemm:
         if isinstance(terms, int) and terms:
             cached = self.target.l2_bytes // (terms * self.problem.dtype.bytes) - 2 * self.tile.columns  # beside this panel and the next
             rows = min(rows, cached) if cached >= FEWEST_ROWS else rows
-        return max(rows // self.tile.rows, 1)
+        most = max(rows // self.tile.rows, 1)
+        if not isinstance(self.problem.rows, int):
+            return most
+        tiles = max(self.problem.rows // self.tile.rows, 1)
+        return -(-tiles // -(-tiles // most))  # chunks of one size: threads share them evenly
 
     def _rest(self, tiles: DimLike, chunk: DimLike, chunks: DimLike, emit: Callable[[int, DimLike], None]) -> None:
         """The rows that fill no tile, done by the last chunk."""

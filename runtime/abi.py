@@ -13,6 +13,7 @@ from tcompile.errors import Error
 
 OK, MEMORY, CANCELLED, INTERRUPTED, INPUT, ARTIFACT, MACHINE = 0, 5, 6, 7, 8, 9, 10
 CONST = 0  # tc_extent_kind
+CLOCKS = {"wall": 1, "cpu": 2}  # tc_clock
 
 
 class Extent(ctypes.Structure):
@@ -120,6 +121,8 @@ _FUNCTIONS = {
     "tc_session_profile": (c_int32, c_void_p, c_int32),
     "tc_session_times": (POINTER(c_int64), c_void_p),
     "tc_session_counts": (POINTER(c_int64), c_void_p),
+    "tc_session_busy": (c_int64, c_void_p, c_int64),
+    "tc_session_span": (c_int64, c_void_p, c_int64),
     "tc_session_extent": (c_int64, c_void_p, POINTER(Extent)),
     "tc_session_memory": (None, c_void_p, POINTER(Memory)),
     "tc_cpu_has": (c_int32, c_char_p),

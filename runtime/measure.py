@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tcompile.runtime.session import Session, Work
+from tcompile.runtime.session import Measured, Session, Work
 from tcompile.runtime.specs import SiteSpec
 
 
@@ -19,6 +19,9 @@ class CallProfile:
     ``seconds``: the median over the runs, ``fastest`` the least. ``turns``: how often it ran in one run. In one run, None where
     unknown: ``flops`` floating-point operations, ``bytes`` of its tensors (each counted once a turn), and ``cycles``, what the
     cost model expects its arithmetic to take on one core. ``record``: the choices of its schedule.
+
+    ``busy``: seconds of the parts that threads shared, together, and ``span``: on the thread with the most, of the fastest run that
+    way; 0 where the calling thread did all. So ``busy / span`` is the speed-up that the partition allows.
     """
 
     kernel: str
@@ -30,6 +33,8 @@ class CallProfile:
     bytes: float | None = None
     cycles: float | None = None
     record: Mapping[str, str] = field(default_factory=dict)
+    busy: float = 0.0
+    span: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -41,26 +46,29 @@ class Profile:
     calls: tuple[CallProfile, ...]
 
 
-def measured_profile(session: Session, arrays: list[np.ndarray], sites: Sequence[SiteSpec], runs: int) -> Profile:
-    """Runs once, then ``runs`` times measured, each run's clock readings on their own."""
+_NOW = {"wall": time.perf_counter, "cpu": time.thread_time}
+
+
+def measured_profile(session: Session, arrays: list[np.ndarray], sites: Sequence[SiteSpec], runs: int, clock: str) -> Profile:
+    """Runs once, then ``runs`` times measured, each run's readings of the clock ("wall", "cpu") on their own."""
     whole: list[float] = []
-    each = np.zeros((runs, len(sites)))
-    turns = [0] * len(sites)
+    each: list[list[Measured]] = []
     session.run_all(arrays)
-    for run in range(runs):
-        session.profile(True)
-        start = time.perf_counter()
+    for _ in range(runs):
+        session.profile(clock)
+        start = _NOW[clock]()
         session.run_all(arrays)
-        whole.append(time.perf_counter() - start)
-        measured = session.measured()
-        each[run] = [one.nanoseconds / 1e9 for one in measured]
-        turns = [one.turns for one in measured]
+        whole.append(_NOW[clock]() - start)
+        each.append(session.measured())
     work = session.work()
-    session.profile(False)
-    calls = (_call(*row) for row in zip(sites, each.T, turns, work, strict=True))
+    session.profile(None)
+    calls = (_call(*row) for row in zip(sites, zip(*each, strict=True), work, strict=True)) if sites else ()
     return Profile(float(np.median(whole)), min(whole), tuple(calls))
 
 
-def _call(site: SiteSpec, seconds: np.ndarray, turns: int, work: Work) -> CallProfile:
+def _call(site: SiteSpec, measured: Sequence[Measured], work: Work) -> CallProfile:
+    turns, seconds = measured[-1].turns, [one.nanoseconds / 1e9 for one in measured]
     flops, moved, cycles = (None if one is None else one * turns for one in (work.flops, work.bytes, work.cycles))
-    return CallProfile(site.kernel, site.nodes, float(np.median(seconds)), float(seconds.min()), turns, flops, moved, cycles, site.record)
+    known = (site.kernel, site.nodes, float(np.median(seconds)), min(seconds), turns, flops, moved, cycles, site.record)
+    best = min(measured, key=lambda one: one.span)
+    return CallProfile(*known, best.busy / 1e9, best.span / 1e9)

@@ -23,10 +23,15 @@ Shapes = list[tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Measured:
-    """What one kernel call took: nanoseconds and turns, since the counters began."""
+    """What one kernel call took: nanoseconds and turns, since the counters began.
+
+    ``busy``: nanoseconds of its shared parts on all threads together; ``span``: on the thread with the most of them. 0: one thread.
+    """
 
     nanoseconds: int
     turns: int
+    busy: int
+    span: int
 
 
 @dataclass(frozen=True)
@@ -110,16 +115,17 @@ class Session:
         """Stops the run in progress, from any thread."""
         abi.native.tc_session_cancel(self._handle)
 
-    def profile(self, on: bool) -> None:
-        """Measures each call from the next run on, from zero."""
-        if abi.native.tc_session_profile(self._handle, on):
+    def profile(self, clock: str | None) -> None:
+        """Measures each call from the next run on, from zero, by a clock of ``abi.CLOCKS``; None ends that."""
+        if abi.native.tc_session_profile(self._handle, 0 if clock is None else abi.CLOCKS[clock]):
             raise MemoryError("no memory for a profile")
 
     def measured(self) -> list[Measured]:
-        """What each call took since ``profile(True)``."""
-        count = self._module.info.call_count
-        times, turns = abi.native.tc_session_times(self._handle), abi.native.tc_session_counts(self._handle)
-        return [Measured(times[i], turns[i]) for i in range(count)]
+        """What each call took since ``profile``."""
+        count, native, handle = self._module.info.call_count, abi.native, self._handle
+        times, turns = native.tc_session_times(handle), native.tc_session_counts(handle)
+        shared = ((native.tc_session_busy(handle, i), native.tc_session_span(handle, i)) for i in range(count))
+        return [Measured(times[i], turns[i], *parts) for i, parts in enumerate(shared)]
 
     def work(self) -> list[Work]:
         """What each call has to do under the last run's sizes."""

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tcompile.cli_options import device_option, input_option, json_option, open_model, read_inputs, size_option, threads_option
 from tcompile.errors import InputError
-from tcompile.runtime import CallProfile, Profile
+from tcompile.runtime import CallProfile, Executable, Profile
 
 if TYPE_CHECKING:
     from tcompile.benchmarks.gaps import Group
@@ -30,11 +30,12 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 @click.option("--runs", type=click.IntRange(1), default=10, show_default=True, help="How many runs to measure.")
 @click.option("--top", type=click.IntRange(1), default=30, show_default=True, help="How many rows to list.")
 @click.option("--peer", type=click.Choice(["onnxruntime", "openvino"]), help="Show a peer's times of the same ONNX nodes.")
+@click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True, help="cpu: threads' own time, on a busy machine.")
 @click.option("--model", type=click.Path(exists=True, dir_okay=False), help="The ONNX file of ARTIFACT, for the peer.")
 @threads_option
 @device_option
 @json_option
-def profile(artifact, inputs, sizes, runs, top, peer, model, threads, device, as_json) -> None:
+def profile(artifact, inputs, sizes, runs, top, peer, clock, model, threads, device, as_json) -> None:
     """Shows where the time of a run of an ARTIFACT (or an .onnx file) goes: kernels with the ONNX nodes they compute.
 
     Beside each time stand the share of the roofline (the least time that the machine's measured multiply-add rate and
@@ -49,7 +50,7 @@ def profile(artifact, inputs, sizes, runs, top, peer, model, threads, device, as
     executable = open_model(artifact, threads, device)
     arrays = read_inputs(executable, inputs, sizes, rest=True)
     machine = gpu_limits(executable.target) if executable.target.startswith("cuda-") else limits(executable.threads)
-    measured = executable.profile(arrays, runs=runs)
+    measured = _measured(executable, arrays, runs, clock)
     groups = _groups(measured, peer, model, arrays, executable.threads, runs) if peer else []
     if as_json:
         report = {"seconds": measured.seconds, "fastest": measured.fastest, "threads": executable.threads, "machine": machine.report()}
@@ -59,6 +60,14 @@ def profile(artifact, inputs, sizes, runs, top, peer, model, threads, device, as
     show_profile(measured, machine, top)
     if peer:
         show_gaps(groups, peer, top)
+
+
+def _measured(executable: Any, arrays: dict, runs: int, clock: str) -> Profile:
+    if clock == "wall":
+        return executable.profile(arrays, runs=runs)
+    if not isinstance(executable, Executable):
+        raise InputError("only models that run on the CPU alone have a profile of CPU time", hint="leave --clock out")
+    return executable.profile(arrays, runs=runs, clock=clock)
 
 
 def _groups(measured: Profile, peer: str, model: str, arrays: dict, threads: int, runs: int) -> Sequence[Group]:
@@ -77,7 +86,8 @@ def call_row(call: CallProfile, machine: Limits) -> dict[str, Any]:
     """One call as JSON holds it. Rates are of the fastest run.
 
     ``gflops``: 10^9 operations a second; ``gbs``: 10^9 bytes of tensors a second; ``roofline``: the least time that the
-    machine allows over the time; ``predicted``: seconds that the cost model expects, None where only a run knows.
+    machine allows over the time; ``predicted``: seconds that the cost model expects, None where only a run knows; ``speedup``: what
+    the parts allow that threads shared, None where one thread did all.
     """
     time, least = call.fastest, _least(call, machine)
     return {
@@ -90,15 +100,16 @@ def call_row(call: CallProfile, machine: Limits) -> dict[str, Any]:
         "gbs": call.bytes / time / 1e9 if call.bytes and time else None,
         "roofline": least / time if least and time else None,
         "predicted": predicted(call, machine),
+        "speedup": call.busy / call.span if call.span else None,
         "record": dict(call.record),
     }
 
 
 def predicted(call: CallProfile, machine: Limits) -> float | None:
-    """Seconds that the cost model expects: its cycles shared by the threads where the kernel is parallel, or the bytes' way."""
+    """Seconds that the cost model expects: its cycles, by the threads where they shared the kernel, or the bytes' way."""
     if not call.cycles:
         return None
-    share = machine.threads if call.record.get("parallel") == "yes" else 1
+    share = machine.threads if call.span else 1
     moved = _per_turn(call.bytes, call) / machine.read_rate(_per_turn(call.bytes, call)) * call.turns if call.bytes else 0.0
     return max(call.cycles / machine.cycle_rate / share, moved)
 
@@ -116,14 +127,14 @@ def show_profile(measured: Profile, machine: Limits, top: int) -> None:
     """The table of calls, and the sums."""
     rows = [call_row(call, machine) for call in _longest(measured)]
     inside = sum(row["seconds"] for row in rows)
-    table = Table("ms", "%", "GFLOP/s", "GB/s", "of limit", "model ms", "turns", "kernel", "schedule", "ONNX nodes")
-    for column in table.columns[:7]:
+    table = Table("ms", "%", "GFLOP/s", "GB/s", "of limit", "model ms", "split", "turns", "kernel", "schedule", "ONNX nodes")
+    for column in table.columns[:8]:
         column.justify = "right"
     for row in rows[:top]:
         share = 100 * row["seconds"] / inside if inside else 0
         numbers = [f"{1e3 * row['seconds']:.3f}", f"{share:.1f}", _text(row["gflops"], ".1f"), _text(row["gbs"], ".1f")]
-        numbers += [_text(row["roofline"], ".0%"), _text(row["predicted"], ".3f", 1e3), f"{row['turns']:g}"]
-        table.add_row(*numbers, row["kernel"], _schedule(row["record"]), _nodes(row["nodes"]))
+        numbers += [_text(row["roofline"], ".0%"), _text(row["predicted"], ".3f", 1e3), _text(row["speedup"], ".2f")]
+        table.add_row(*numbers, f"{row['turns']:g}", row["kernel"], _schedule(row["record"]), _nodes(row["nodes"]))
     console.print(table)
     if len(rows) > top:
         console.print(f"and {len(rows) - top} more calls, {1e3 * sum(row['seconds'] for row in rows[top:]):.3f} ms")

@@ -5,6 +5,8 @@
 
 #include "platform.h"
 
+#include "tcompile.h"
+
 #include <stdlib.h>
 #include <string.h>
 
@@ -77,6 +79,13 @@ int64_t tc_now(void) {
 
 int64_t tc_now_coarse(void) { return (int64_t)GetTickCount64() * 1000000; }
 
+int64_t tc_read_clock(int32_t clock) {
+    FILETIME created, ended, kernel, user;
+    if (clock != TC_CLOCK_CPU || !GetThreadTimes(GetCurrentThread(), &created, &ended, &kernel, &user)) return tc_now();
+    ULARGE_INTEGER spent = {.LowPart = user.dwLowDateTime, .HighPart = user.dwHighDateTime};
+    return (int64_t)spent.QuadPart * 100;
+}
+
 void tc_wait(atomic_uint *word, unsigned expected) { WaitOnAddress((volatile VOID *)word, &expected, sizeof expected, INFINITE); }
 
 void tc_wake(atomic_uint *word, int sleepers) {
@@ -134,6 +143,8 @@ static int64_t read_clock(clockid_t clock) {
 }
 
 int64_t tc_now(void) { return read_clock(CLOCK_MONOTONIC); }
+
+int64_t tc_read_clock(int32_t clock) { return read_clock(clock == TC_CLOCK_CPU ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC); }
 
 #if defined(CLOCK_MONOTONIC_COARSE)
 int64_t tc_now_coarse(void) { return read_clock(CLOCK_MONOTONIC_COARSE); }

@@ -20,6 +20,9 @@ void tc_unmap_code(void *code, size_t size);
 int64_t tc_now(void);
 int64_t tc_now_coarse(void);
 
+/* Nanoseconds by the clock TC_CLOCK_WALL (tc_now), or TC_CLOCK_CPU: of the calling thread's work alone. */
+int64_t tc_read_clock(int32_t clock);
+
 /* Tells the CPU that this is a spin loop. */
 void tc_relax(void);
 

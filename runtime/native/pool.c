@@ -20,11 +20,13 @@ enum { MOST_THREADS = 1024, PARTS_PER_THREAD = 4, SPIN_NS = 100000, SPINS_PER_CL
 struct part {
     atomic_uint claim;
     int32_t status;
+    int64_t spent; /* nanoseconds, of a job that is measured */
 };
 
 struct worker {
     _Alignas(TC_ALIGN) struct part parts[PARTS_PER_THREAD];
     unsigned epoch; /* the last before it started */
+    int64_t load;   /* in a count of what threads had to do */
     int32_t index;
     tc_pool *pool;
     tc_thread thread;
@@ -116,11 +118,12 @@ static int claim(struct part *part, unsigned epoch) {
 static void run_part(tc_pool *pool, int32_t part, int32_t self) {
     const tc_job *job = &pool->job;
     int64_t grains = (job->extent + job->grain - 1) / job->grain, parts = atomic_load_explicit(&pool->parts, memory_order_relaxed);
-    int64_t share = grains / parts, rest = grains % parts;
-    int64_t first = part * share + (part < rest ? part : rest), count = share + (part < rest);
-    int64_t begin = first * job->grain, end = (first + count) * job->grain;
+    /* larger parts stand among smaller ones, so that the threads' shares differ by a grain at most */
+    int64_t begin = grains * part / parts * job->grain, end = grains * (part + 1) / parts * job->grain;
     if (end > job->extent) end = job->extent;
+    int64_t start = job->spent == NULL ? 0 : tc_read_clock(job->clock);
     part_at(pool, part)->status = job->kernel(job->args, begin, end, job->scratch + self * job->stride);
+    if (job->spent != NULL) part_at(pool, part)->spent = tc_read_clock(job->clock) - start;
 }
 
 /* Takes parts from this thread's share on, then whatever is left. What is read of the job before a claim is a hint. */
@@ -231,6 +234,34 @@ static int32_t first_failure(const tc_pool *pool, int32_t parts) {
     return 0;
 }
 
+/* The part that a thread takes next, of those that a count has not yet taken: its time is then negative. */
+static struct part *next_part(const tc_pool *pool, int32_t parts, int32_t first) {
+    for (int32_t i = 0; i < parts; i++) {
+        struct part *part = part_at(pool, (first + i) % parts);
+        if (part->spent >= 0) return part;
+    }
+    return NULL;
+}
+
+/* What the parts of a finished job took, and how long the busiest of the threads works that take parts as they get free. */
+static void count_spent(tc_pool *pool, int32_t parts, int32_t members) {
+    struct tc_spent *spent = pool->job.spent;
+    for (int32_t i = 0; i < members; i++) pool->workers[i].load = 0;
+    for (int32_t i = 0; i < parts; i++) {
+        int32_t idle = 0;
+        for (int32_t k = 1; k < members; k++)
+            if (pool->workers[k].load < pool->workers[idle].load) idle = k;
+        struct part *part = next_part(pool, parts, (int32_t)((int64_t)parts * idle / members));
+        pool->workers[idle].load += part->spent;
+        spent->busy += part->spent;
+        part->spent = -1;
+    }
+    int64_t most = 0;
+    for (int32_t i = 0; i < members; i++)
+        if (pool->workers[i].load > most) most = pool->workers[i].load;
+    spent->span += most;
+}
+
 int32_t tc_pool_run(tc_pool *pool, const tc_job *job) {
     int64_t grains = (job->extent + job->grain - 1) / job->grain;
     int64_t users = (int64_t)(atomic_load_explicit(&pool->users, memory_order_relaxed) & 0xFFFFFFFF);
@@ -242,6 +273,7 @@ int32_t tc_pool_run(tc_pool *pool, const tc_job *job) {
     publish(pool, job, (int32_t)parts, (int32_t)members);
     await_parts(pool);
     int32_t status = first_failure(pool, (int32_t)parts);
+    if (job->spent != NULL) count_spent(pool, (int32_t)parts, (int32_t)members);
     atomic_store_explicit(&pool->owner, 0, memory_order_release);
     return status;
 }

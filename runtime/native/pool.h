@@ -11,7 +11,15 @@ typedef struct tc_job {
     int64_t grain;
     uint8_t *scratch; /* of part 0's thread; the others' follow at multiples of stride */
     int64_t stride;
+    struct tc_spent *spent; /* where to say what the parts took, NULL: nowhere */
+    int32_t clock;          /* by which clock, see tc_read_clock */
 } tc_job;
+
+/* Nanoseconds that a job's parts took: together, and on the thread that had the most if none ever waited. */
+struct tc_spent {
+    int64_t busy;
+    int64_t span;
+};
 
 tc_pool *tc_pool_share(tc_pool *pool);
 

@@ -93,13 +93,14 @@ static int32_t host_parallel_for(void *raw, tc_kernel kernel, const uint64_t *ar
     if (extent <= 0) return 0;
     if (grain < 1) grain = 1;
     if (session->pool == NULL || extent <= grain) return kernel(args, 0, extent, session->frame.scratch);
-    tc_job job = {kernel, args, extent, grain, session->frame.scratch, session->frame.scratch_bytes};
+    struct tc_spent *spent = session->spent == NULL || session->marked_call < 0 ? NULL : &session->spent[session->marked_call];
+    tc_job job = {kernel, args, extent, grain, session->frame.scratch, session->frame.scratch_bytes, spent, session->clock};
     return tc_pool_run(session->pool, &job);
 }
 
 static void host_mark(void *raw, int64_t call) {
     tc_session *session = raw;
-    int64_t now = tc_now(), last = session->marked_call;
+    int64_t now = tc_read_clock(session->clock), last = session->marked_call;
     if (session->times != NULL && last >= 0) {
         session->times[last] += now - session->marked_at;
         session->counts[last]++;
@@ -153,6 +154,7 @@ void tc_session_free(tc_session *session) {
     free(session->inputs);
     free(session->outputs);
     free(session->times);
+    free(session->spent);
     tc_pool_free(session->pool);
     tc_close(session->module);
     free(session);
@@ -312,18 +314,25 @@ void tc_session_set_hooks(tc_session *session, const tc_hooks *hooks) { session-
 
 /* Measuring -------------------------------------------------------------------------------------------------- */
 
-int32_t tc_session_profile(tc_session *session, int32_t on) {
+int32_t tc_session_profile(tc_session *session, int32_t clock) {
     size_t count = (size_t)session->module->parsed.info.call_count;
     free(session->times);
+    free(session->spent);
     session->times = session->counts = NULL;
+    session->spent = NULL;
     session->frame.profile = 0;
-    if (!on) return TC_OK;
+    if (clock == TC_CLOCK_NONE) return TC_OK;
     session->times = calloc(2 * count + 1, sizeof *session->times);
-    if (session->times == NULL) return TC_MEMORY;
+    session->spent = calloc(count + 1, sizeof *session->spent);
+    if (session->times == NULL || session->spent == NULL) return TC_MEMORY;
     session->counts = session->times + count;
+    session->clock = clock;
     session->frame.profile = 1;
     return TC_OK;
 }
+
+int64_t tc_session_busy(const tc_session *session, int64_t call) { return session->spent == NULL ? 0 : session->spent[call].busy; }
+int64_t tc_session_span(const tc_session *session, int64_t call) { return session->spent == NULL ? 0 : session->spent[call].span; }
 
 const int64_t *tc_session_times(const tc_session *session) { return session->times; }
 const int64_t *tc_session_counts(const tc_session *session) { return session->counts; }

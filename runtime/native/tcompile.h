@@ -382,11 +382,19 @@ typedef struct tc_hooks {
 } tc_hooks;
 TC_API void tc_session_set_hooks(tc_session *session, const tc_hooks *hooks);
 
+/* What time is measured by. TC_CLOCK_CPU is a thread's own time of work: that of the calling thread for calls, of each
+ * thread for what it does of them. It says the same on a busy machine; some systems count it in milliseconds. */
+enum tc_clock { TC_CLOCK_NONE, TC_CLOCK_WALL, TC_CLOCK_CPU };
+
 /* Measures each call from the next run on; nanoseconds and numbers of calls add up per call, until the next
- * tc_session_profile. Returns TC_MEMORY where there is none. */
-TC_API int32_t tc_session_profile(tc_session *session, int32_t on);
+ * tc_session_profile. TC_CLOCK_NONE ends that. Returns TC_MEMORY where there is none. */
+TC_API int32_t tc_session_profile(tc_session *session, int32_t clock);
 TC_API const int64_t *tc_session_times(const tc_session *session);
 TC_API const int64_t *tc_session_counts(const tc_session *session);
+/* Nanoseconds that the parts of a call took that threads shared: in all, and on the thread with the most to do if parts are
+ * taken in turn and nothing else disturbs it. 0 where the calling thread did all. */
+TC_API int64_t tc_session_busy(const tc_session *session, int64_t call);
+TC_API int64_t tc_session_span(const tc_session *session, int64_t call);
 /* What an extent of the session's module (say a call's flops) comes to under the last run's dims; -1 where unknown. */
 TC_API int64_t tc_session_extent(const tc_session *session, const tc_extent *extent);
 

@@ -62,6 +62,16 @@ def test_several_runs_of_one_executable_at_once():
     assert 1 <= exe.memory().sessions <= 8
 
 
+@pytest.mark.parametrize("clock", ["wall", "cpu"])
+def test_a_profile_tells_how_threads_shared_a_call(clock):
+    """The parts' time together, and on the thread with the most: between an equal share and all of it; one thread shares nothing."""
+    x = np.ones((50000, 3), np.float32)
+    for threads in (1, 2, 5):
+        (call,) = runtime.load(models.add_artifact(), threads=threads).profile([x, x], runs=3, clock=clock).calls
+        assert bool(call.span) == (threads > 1)
+        assert call.span <= call.busy <= threads * call.span * (1 + 1e-9)
+
+
 def test_executables_share_a_pool():
     pool = runtime.Pool(2)
     one, two = runtime.load(models.add_artifact(), threads=pool), runtime.load(models.turns_artifact(), threads=pool)
