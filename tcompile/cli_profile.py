@@ -30,7 +30,9 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
 @click.option("--runs", type=click.IntRange(1), default=10, show_default=True, help="How many runs to measure.")
 @click.option("--top", type=click.IntRange(1), default=30, show_default=True, help="How many rows to list.")
 @click.option("--peer", type=click.Choice(["onnxruntime", "openvino"]), help="Show a peer's times of the same ONNX nodes.")
-@click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True, help="cpu: threads' own time, on a busy machine.")
+@click.option(
+    "--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True, help="cpu: threads' own time, on a busy machine."
+)
 @click.option("--model", type=click.Path(exists=True, dir_okay=False), help="The ONNX file of ARTIFACT, for the peer.")
 @threads_option
 @device_option
