@@ -1,6 +1,15 @@
 """All templates of the CPU; importing this module registers them."""
 
-from tcompile.codegen import cpu_attention, cpu_conv_kinds, cpu_depthwise, cpu_gemm, cpu_interleaved, cpu_winograd, cpu_winograd_whole
+from tcompile.codegen import (
+    cpu_attention,
+    cpu_conv_kinds,
+    cpu_depthwise,
+    cpu_gemm,
+    cpu_interleaved,
+    cpu_trees,
+    cpu_winograd,
+    cpu_winograd_whole,
+)
 
 ALL = (
     cpu_attention.attention,
@@ -11,4 +20,5 @@ ALL = (
     cpu_winograd_whole.whole_winograd,
     cpu_interleaved.interleaved_conv,
     cpu_interleaved.interleaved_gemm,
+    cpu_trees.trees,
 )

@@ -26,6 +26,7 @@ from tcompile.codegen.lower_random import lower_random
 from tcompile.codegen.lower_rows import lower_arg_reduce, lower_reduce, lower_rows
 from tcompile.codegen.lower_scatter import lower_compact, lower_scatter_elements, lower_scatter_nd
 from tcompile.codegen.lower_sort import lower_sort
+from tcompile.codegen.lower_trees import lower_tree_scores
 from tcompile.codegen.lower_window import lower_cumulative, lower_reduce_window
 from tcompile.codegen.node_key import NodeKey
 from tcompile.codegen.templates import Built, from_template, key_of
@@ -63,6 +64,7 @@ _NAIVE: dict[str, Callable[[Node, Scope], list[Draft]]] = {
     "compact": lower_compact,
     "sort": lower_sort,
     "rng_bits": lower_random,
+    "tree_scores": lower_tree_scores,
 }
 
 

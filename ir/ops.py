@@ -21,6 +21,7 @@ from tcompile.ir import (
     ops_order,
     ops_reduction,
     ops_structure,
+    ops_trees,
     ops_winograd,
 )
 from tcompile.ir.dims import DimError
@@ -29,7 +30,7 @@ from tcompile.ir.opspec import KINDS, REGISTRY, OpSpec, RuleError
 
 SUBJECTS = (
     ops_structure, ops_movement, ops_indexing, ops_order, ops_contraction, ops_reduction, ops_control, ops_layout, ops_interleaved,
-    ops_winograd,
+    ops_winograd, ops_trees,
 )  # fmt: skip
 
 
