@@ -34,7 +34,8 @@ from tcompile.ir.tiles import FMA, Step, Tile, lanes, winograd_block
 from tcompile.ir.winograd import Winograd, form_of
 
 GROUP_CHANNELS = {1: 128, 2: 64}  # outputs of one pass over V, by the axes of a tile
-MIN_TASKS = 4  # below that, tasks also share the output blocks and repeat the input transform
+MIN_TASKS = 8  # below that, tasks also share the output blocks and repeat the input transform
+REPEAT_CHANNELS = 64, 128  # outputs of a task that outweigh its input transform: of one of two tasks, of one of more
 
 
 class WinogradConv:
@@ -59,24 +60,30 @@ class WinogradConv:
         self.lanes = min(lanes(target, self.dtype), self.block)
         self.per_block = self.block // self.lanes
         self.tiles = Tiles(self.nest, self.form.outputs, tuple(self.size), self.dilation)
-        channels = self.inputs * (terms or self.block), self.outputs * self.block
-        self.tile, self.together = winograd_block(target, self.form, self.tiles.count, *channels, self.per_block, self.lanes, step)
+        inputs = self.inputs * (terms or self.block)
+
+        def tiled(share: int) -> tuple[Tile, int]:
+            return winograd_block(target, self.form, self.tiles.count, inputs, share * self.block, self.per_block, self.lanes, step)
+
+        self.share = self._share(tiled(self.outputs)[1])
+        self.shares = self.outputs // self.share
+        self.tile, self.together = tiled(self.share)
         self.wide = self.tile.vectors // self.per_block
         self.blocks = dims.ceildiv(self.tiles.count, self.together, self.nest.ranges)
         group = max(GROUP_CHANNELS[self.form.axes] // (self.wide * self.block), 1) * self.wide
-        self.group = min(group, self.outputs)
-        self.shares = self._shares()
+        self.group = min(group, self.share)
         taps = self.core.attrs.get("kernel", self.form.taps) ** self.form.axes
         self.draft.flops = 2 * self.core.output.type.size * taps * self.x.shape[1] * self.block
         name = "x".join([str(self.form.outputs)] * self.form.axes)
         self.draft.tags["tile"] = f"{self.together} x {name}, {self.tile.rows}x{self.tile.vectors}x{self.lanes}"
 
-    def _shares(self) -> int:
-        """Into how many tasks the output blocks of one block of tiles go."""
-        if not isinstance(self.blocks, int) or self.blocks >= MIN_TASKS:
-            return 1
-        groups = -(-self.outputs // self.group)
-        return max(share for share in range(1, min(-(-MIN_TASKS // max(self.blocks, 1)), 2) + 1) if groups % share == 0)
+    def _share(self, together: int) -> int:
+        """Output blocks of one task: all, or where there are few blocks of tiles a part that still outweighs the input transform."""
+        tasks = dims.ceildiv(self.tiles.count, together) * self.images
+        wanted = -(-MIN_TASKS // max(tasks, 1)) if isinstance(tasks, int) else 1
+        few, many = (channels // self.block for channels in REPEAT_CHANNELS)
+        least = max(few, min(many, self.outputs // 2), -(-self.outputs // wanted))
+        return next((share for share in range(least, self.outputs) if self.outputs % share == 0), self.outputs)
 
     def write(self) -> Draft:
         """The whole kernel."""
@@ -87,17 +94,13 @@ class WinogradConv:
             count = dims.minimum(self.together, self.tiles.count - first, nest.ranges)
             v, m = self.planes()
             self.fill(image, first, count, v)
-            groups = -(-self.outputs // self.group)
-            per_share = -(-groups // self.shares)
-            start = share * per_share
-            with nest.loop(dims.minimum(per_share, groups - start, nest.ranges)) as group:
-                lowest = (start + group) * self.group
-                members = dims.minimum(self.group, self.outputs - lowest, nest.ranges)
+            with nest.loop(-(-self.share // self.group)) as group:
+                done = group * self.group
+                lowest, members = share * self.share + done, dims.minimum(self.group, self.share - done, nest.ranges)
                 self._multiply(v, m, lowest, members)
                 transform_output(self, image, m, first, count, lowest, members)
             if self.epilogue.pad is not None:
-                lowest = start * self.group
-                self._border(image, block, lowest, dims.minimum(per_share * self.group, self.outputs - lowest, nest.ranges))
+                self._border(image, block, share * self.share, self.share)
         return self.draft
 
     def planes(self) -> tuple[Planes, Planes]:
@@ -122,7 +125,7 @@ class WinogradConv:
             bundles = dims.floordiv(members, self.wide, nest.ranges)
             with nest.loop(bundles) as bundle:
                 self._rows(v, m, value, lowest, bundle * self.wide, self.wide)
-            rest = self.outputs % self.wide
+            rest = self.share % self.wide
             if rest:
                 with nest.branch(compare("gt", members, bundles * self.wide)):
                     self._rows(v, m, value, lowest, bundles * self.wide, rest)

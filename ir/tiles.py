@@ -19,6 +19,7 @@ _MEMORY_BYTES_PER_CYCLE = 6.0  # of one core
 MOST_ROWS = 8  # of a matrix at a time: more, at strides of whole pages, evict each other from the L1 cache
 _TILE_CYCLES = 40.0  # around the loop over terms of a tile
 MANY_ROWS = 64  # what a symbolic number of rows is planned for
+_MANY_TASKS = 16  # of which one more or less on a thread is no matter
 _MOST_STREAMS = 4  # one stream of addresses leaves a third of the memory's bandwidth unused, more than four add nothing
 
 
@@ -178,7 +179,9 @@ def winograd_block(
     # read one plane at a time
     shares, limit = (2, 24) if form.axes == 2 else (1, 96)
     most = max(min(target.l2_bytes // shares // (form.values * 4 * inputs), limit), 16)
-    together = most if not isinstance(tiles, int) else -(-tiles // max(-(-tiles // most), 1)) if tiles else 1
+    number = max(-(-tiles // most), 1) if isinstance(tiles, int) else _MANY_TASKS  # of blocks of tiles
+    number += number % 2 if 1 < number < _MANY_TASKS else 0  # few are as many for each of two threads
+    together = max(-(-tiles // number), 1) if isinstance(tiles, int) else most
     blocks = max(outputs // (per_block * lane_count), 1)
 
     def cycles(rows: int, wide: int) -> float:
@@ -196,7 +199,7 @@ def winograd_block(
         if fits(target, rows, wide * per_block, step=step)
     ]
     _, tile = min(options, key=lambda option: option[0])
-    if isinstance(tiles, int) and tiles > together:
+    if isinstance(tiles, int) and number >= _MANY_TASKS:
         together = -(-together // tile.rows) * tile.rows  # a last block of fewer tiles rather than a rest in each
     return tile, together
 

@@ -38,6 +38,8 @@ def winograd(b, x, outputs, size, kernel=3, low=(1, 1), dilation=(1, 1)):
         ((32, 40), 2, 11, 8, 3, None),
         ((11, 20), 2, 3, 8, 7, None),
         ((6, 5), 1, 2, 16, 7, "x86-64-v4"),
+        ((7, 5), 1, 18, 8, 3, None),  # tasks of nine output blocks each
+        ((9, 9), 2, 34, 8, 3, None),
     ],
 )
 def test_sizes(size, inputs, outputs, block, kernel, target):
