@@ -43,7 +43,7 @@ def _dot(rows):
 LAYERS = {
     "pointwise": (_conv(kernel=1), "conv", 10),
     "strided": (_conv(stride=2), "conv", 10),
-    "winograd": (_conv(), "winograd", 12),
+    "winograd": (_conv(32), "winograd", 12),
     "5x5": (_conv(kernel=5, stride=2), "conv", 10),
     "stem": (_conv(112, 3, 7, 2), "conv", 10),
     "depthwise": (_conv(groups=64), "depthwise", 20),
