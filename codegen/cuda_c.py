@@ -29,8 +29,10 @@ from tcompile.codegen.cuda_prelude import prelude
 from tcompile.errors import UnsupportedError
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Ranges
-from tcompile.ir.loops import Access, Alloc, Block, For, Kernel, LoopKind, Param, Space
+from tcompile.ir.loops import Access, Alloc, Block, For, Kernel, LoopKind, Param, Space, TileOp
+from tcompile.ir.loops_interpret import walk
 from tcompile.ir.loops_verify_gpu import launch_loops
+from tcompile.ir.tileops import LANES, tile_spec
 
 __all__ = [
     "ALIGNMENT",
@@ -73,7 +75,7 @@ def launch(kernel: Kernel) -> Launch:
     """The launch shape of a kernel; its extents are expressions of ``kernel.dims``."""
     grid, block = (tuple(loop.extent for loop in reversed(loops)) for loops in launch_loops(kernel))
     total = sum(size for _, size in _shared(kernel))
-    dynamic = total > STATIC_SHARED
+    dynamic = _is_dynamic(kernel, total)
     return Launch((*grid, *(1,) * (3 - len(grid))), (*block, *(1,) * (3 - len(block))), total if dynamic else 0, 0 if dynamic else total)
 
 
@@ -184,13 +186,13 @@ def _nest(emitter: Statements, kernel: Kernel) -> None:
     builtins = {loop.var: f"blockIdx.{axis}" for loop, axis in zip(reversed(grid), "xyz", strict=False)}
     builtins |= {loop.var: f"threadIdx.{axis}" for loop, axis in zip(reversed(block), "xyz", strict=False)}
     shared = _shared(kernel)
-    dynamic = sum(size for _, size in shared) > STATIC_SHARED
+    dynamic = _is_dynamic(kernel, sum(size for _, size in shared))
     places, offset = {}, 0
     for alloc, size in shared:
         places[alloc.name] = offset if dynamic else None
         offset += size
     if dynamic:
-        emitter.line("extern __shared__ __align__(128) unsigned char shared_memory[];")
+        emitter.line(f"extern __shared__ __align__({_alignment(kernel)}) unsigned char shared_memory[];")
     body, loops = kernel.body, (*grid, *block)
     for loop in loops:
         body = _level(emitter, body, loop, builtins[loop.var], places)
@@ -225,8 +227,8 @@ def _declare_shared(emitter: Statements, stmt: Alloc, offset: int | None) -> Non
 
 
 def _shared(kernel: Kernel) -> list[tuple[Alloc, int]]:
-    """The shared buffers of a kernel with their bytes, rounded up to 128."""
-    found = []
+    """The shared buffers of a kernel with their bytes, rounded up to what the next one is aligned to."""
+    found, unit = [], _alignment(kernel)
     block = kernel.body
     while block:
         inner: Block = ()
@@ -234,8 +236,22 @@ def _shared(kernel: Kernel) -> list[tuple[Alloc, int]]:
             if isinstance(stmt, Alloc) and stmt.space is Space.SHARED:
                 if not all(isinstance(extent, int) for extent in stmt.shape):
                     raise UnsupportedError(f"buffer {stmt.name}: shared memory of the symbolic shape {list(stmt.shape)}")
-                found.append((stmt, -(-max(dims.product(stmt.shape), 1) * stmt.dtype.bytes // 128) * 128))
+                found.append((stmt, -(-max(dims.product(stmt.shape), 1) * stmt.dtype.bytes // unit) * unit))
             elif isinstance(stmt, For) and stmt.kind in _NEST:
                 inner = stmt.body
         block = inner
     return found
+
+
+def _alignment(kernel: Kernel) -> int:
+    """Of shared buffers, bytes: the rows that four warps multiply change places in groups of 1024."""
+    return 1024 if _has_warpgroups(kernel) else 128
+
+
+def _is_dynamic(kernel: Kernel, shared: int) -> bool:
+    """Whether shared memory is the launch's: much of it, or aligned to more than a static array is certain to be."""
+    return shared > STATIC_SHARED or (shared > 0 and _has_warpgroups(kernel))
+
+
+def _has_warpgroups(kernel: Kernel) -> bool:
+    return any(isinstance(stmt, TileOp) and tile_spec(stmt.name).lanes > LANES for stmt in walk(kernel.body))

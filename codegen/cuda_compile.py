@@ -18,7 +18,7 @@ from tcompile.codegen.cache import default_cache
 from tcompile.codegen.cpu_object import CodegenError
 from tcompile.errors import UnsupportedError
 
-VERSION = 1  # of what is done here; part of every cache key
+VERSION = 2  # of what is done here; part of every cache key
 FLAGS = ("-std=c++17", "-fmad=false", "-ftz=false", "-prec-div=true", "-prec-sqrt=true")
 _HINT = (
     "install NVRTC with `pip install nvidia-cuda-nvrtc` (for a driver of CUDA 13; nvidia-cuda-nvrtc-cu12 for CUDA 12), "
@@ -105,6 +105,11 @@ def read_resources(log: str) -> Resources:
         spill = facts.pop("spill_stores") + facts.pop("spill_loads")
         resources[name] = {**facts, "spill": spill}
     return resources
+
+
+def own_architecture(text: str, sm: int) -> str:
+    """What the cubin is compiled for: ``90a`` where the text has instructions of sm_90 alone, for which its PTX has others."""
+    return "90a" if sm == 90 and "__CUDA_ARCH_FEAT_SM90_ALL" in text else str(sm)
 
 
 def refused(compiler: str, log: str) -> CodegenError:

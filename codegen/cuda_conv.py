@@ -10,9 +10,10 @@ from __future__ import annotations
 from tcompile.codegen.access import unravel
 from tcompile.codegen.cpu_epilogue import anchor
 from tcompile.codegen.cuda_direct import direct
-from tcompile.codegen.cuda_dot import tiled
+from tcompile.codegen.cuda_dot import best_product, tiled
 from tcompile.codegen.cuda_gemm import Extents, Product, sums_in
-from tcompile.codegen.cuda_tensor import TensorProduct, factors
+from tcompile.codegen.cuda_tensor import TensorProduct
+from tcompile.codegen.cuda_warpgroup import WarpgroupProduct
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.lower_contraction import conv_taps
 from tcompile.codegen.templates import Built, template
@@ -85,6 +86,10 @@ class TensorConv(TensorProduct, Conv):
     """The same on tensor cores."""
 
 
+class WarpgroupConv(WarpgroupProduct, Conv):
+    """The same by products of four warps."""
+
+
 @template("conv", "cuda")
 def conv(node: Node, scope: Scope, target: Target) -> list[Draft | Built] | None:
     """A convolution; depthwise ones and those of few output channels get a thread for each result."""
@@ -95,7 +100,7 @@ def conv(node: Node, scope: Scope, target: Target) -> list[Draft | Built] | None
     outputs = dims.floordiv(core.inputs[1].shape[0], core.attrs["groups"])
     if not tiled(core) or _below(outputs, _FEW_OUTPUTS):
         return direct(node, scope) if node.op == "fused" else None
-    return (TensorConv if factors(core, target) else Conv)(node, scope, target).built()
+    return best_product((Conv, TensorConv, WarpgroupConv), node, core, scope, target).built()
 
 
 template("fused.conv", "cuda")(conv)

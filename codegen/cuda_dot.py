@@ -8,6 +8,7 @@ from tcompile.codegen.cuda_direct import direct
 from tcompile.codegen.cuda_gemm import Extents, Product, sums_in
 from tcompile.codegen.cuda_tensor import TensorProduct, factors
 from tcompile.codegen.cuda_thin import FEW, Thin
+from tcompile.codegen.cuda_warpgroup import WarpgroupProduct, suits
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
@@ -101,6 +102,10 @@ class TensorDot(TensorProduct, Dot):
     """The same on tensor cores."""
 
 
+class WarpgroupDot(WarpgroupProduct, Dot):
+    """The same by products of four warps."""
+
+
 @template("dot_general", "cuda")
 def dot(node: Node, scope: Scope, target: Target) -> list[Draft | Built] | None:
     """A product of matrices; narrow ones get a thread for each result."""
@@ -111,12 +116,26 @@ def dot(node: Node, scope: Scope, target: Target) -> list[Draft | Built] | None:
     thin = Dot(node, scope, target).thin()
     if thin is not None:
         return [Built(*thin.finish())]
-    made = (TensorDot if factors(core, target) else Dot)(node, scope, target)
+    made = best_product((Dot, TensorDot, WarpgroupDot), node, core, scope, target)
     small = _below(made.extents.rows, FEW) or _below(made.extents.columns, FEW)
     return direct(node, scope) if small else made.built()
 
 
 template("fused.dot", "cuda")(dot)
+
+
+def best_product(
+    kinds: tuple[type[Product], type[TensorProduct], type[WarpgroupProduct]], node: Node, core: Node, scope: Scope, target: GpuTarget
+) -> Product:
+    """A product without tensor cores, with them, or by four warps together, whichever its operands suit and takes the least time."""
+    plain, tensor, warpgroup = kinds
+    if factors(core, target) is None:
+        return plain(node, scope, target)
+    made = tensor(node, scope, target)
+    if suits(made, target):
+        other = warpgroup(node, scope, target)
+        return other if other.time <= made.time else tensor(node, scope, target)
+    return tensor(node, scope, target)
 
 
 def tiled(core: Node) -> bool:

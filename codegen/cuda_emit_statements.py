@@ -225,7 +225,7 @@ class Statements(Expressions):
             buffer = self.buffer(tile.buffer)
             operands.append(self.address(buffer, self.names.offset(tile.indices, buffer.shape)[0]))
         self.line(f"tc_{stmt.name}({', '.join(operands)});")
-        self.forget((self.buffer(stmt.operands[0].buffer).group,))
+        self.forget((self.buffer(stmt.operands[0].buffer).group,) if stmt.operands else None)
 
     # Control ------------------------------------------------------------------------------------------
 
@@ -395,7 +395,7 @@ def _target(stmt: Stmt) -> str | None:
             return name
         case CopyAsync(target=name):
             return name
-        case TileOp(operands=operands):
+        case TileOp(operands=operands) if operands:
             return operands[0].buffer
     return None
 

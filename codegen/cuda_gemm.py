@@ -180,9 +180,13 @@ class Product:
 
     def _sides(self, batch: DimLike, row: DimLike, column: DimLike) -> tuple[Side, Side]:
         """The operands as the block sees them."""
-        e, (rows, columns, _, _) = self.extents, self._sizes()
-        left = Side(partial(self.left, batch), row, e.rows, rows, self.row_place)
-        return left, Side(partial(self.right, batch), column, e.columns, columns, self.column_place)
+        return self.sides(batch, row, column, self._sizes()[:2])
+
+    def sides(self, batch: DimLike, row: DimLike, column: DimLike, sizes: tuple[int, int]) -> tuple[Side, Side]:
+        """The operands as a block of so many rows and columns sees them."""
+        e = self.extents
+        left = Side(partial(self.left, batch), row, e.rows, sizes[0], self.row_place)
+        return left, Side(partial(self.right, batch), column, e.columns, sizes[1], self.column_place)
 
     def _sum(self, block: ThreadBlock, stages: list[Stage], acc: str, start: DimLike, turns: DimLike, at: list[DimLike]) -> None:
         nest, tile = self.nest, self.tile

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tcompile.codegen.cuda_compile import FLAGS, refused
+from tcompile.codegen.cuda_compile import FLAGS, own_architecture, refused
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +43,14 @@ class Nvcc:
             source, ptx, cubin = (Path(folder) / name for name in ("kernels.cu", "kernels.ptx", "kernels.cubin"))
             source.write_text(text)
             self._run(*FLAGS, "-w", f"-arch=compute_{sm}", "-ptx", str(source), "-o", str(ptx))
+            arch, exact = own_architecture(text, sm), ptx
+            if arch != str(sm):
+                exact = Path(folder) / "exact.ptx"
+                self._run(*FLAGS, "-w", f"-arch=compute_{arch}", "-ptx", str(source), "-o", str(exact))
             jobs = min(os.cpu_count() or 1, 8)
-            log = self._run(f"-arch=sm_{sm}", f"--split-compile={jobs}", "-fmad=false", "-Xptxas=-v", "-cubin", str(ptx), "-o", str(cubin))
+            log = self._run(
+                f"-arch=sm_{arch}", f"--split-compile={jobs}", "-fmad=false", "-Xptxas=-v", "-cubin", str(exact), "-o", str(cubin)
+            )
             return cubin.read_bytes(), ptx.read_bytes(), log
 
     def _run(self, *arguments: str) -> str:

@@ -8,7 +8,7 @@ from ctypes import byref, c_char_p, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 
-from tcompile.codegen.cuda_compile import FLAGS, refused
+from tcompile.codegen.cuda_compile import FLAGS, own_architecture, refused
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Nvrtc:
     def compile(self, text: str, sm: int) -> tuple[bytes, bytes, str]:
         """The cubin, the PTX and the assembler's log. Raises CodegenError."""
         ptx, _ = self._program(text, f"-arch=compute_{sm}", "PTX")
-        cubin, log = self._program(text, f"-arch=sm_{sm}", "CUBIN", "--ptxas-options=-v")
+        cubin, log = self._program(text, f"-arch=sm_{own_architecture(text, sm)}", "CUBIN", "--ptxas-options=-v")
         return cubin, ptx, log
 
     def _program(self, text: str, arch: str, kind: str, *more: str) -> tuple[bytes, str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from tcompile.codegen.cuda_prelude_async import ASYNC
 from tcompile.codegen.cuda_prelude_narrow import NARROW
+from tcompile.codegen.cuda_prelude_warpgroup import WARPGROUPS
 
 _DEVICE = "static __device__ __forceinline__"
 
@@ -129,7 +130,7 @@ template <typename T> DEVICE void tc_prefetch(const T *p) { asm volatile("prefet
 """,
 }
 
-_TABLE: dict[str, str] = {**_INTEGERS, **NARROW, **_MEMORY, **ASYNC}
+_TABLE: dict[str, str] = {**_INTEGERS, **NARROW, **_MEMORY, **ASYNC, **WARPGROUPS}
 _DEFINED = {name: frozenset(re.findall(r"\b(tc_\w+)\(", text)) for name, text in _TABLE.items()}
 
 TYPES = """\

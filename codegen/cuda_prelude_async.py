@@ -7,7 +7,7 @@ which the compiler takes apart once it has inlined the call.
 from __future__ import annotations
 
 from tcompile.ir.dtypes import F32
-from tcompile.ir.tileops import TILE_OPS, Fragment, TileSpec
+from tcompile.ir.tileops import LANES, TILE_OPS, Fragment, TileSpec
 
 _COPY = """
 #ifdef __CUDACC__
@@ -218,5 +218,5 @@ ASYNC: dict[str, str] = {
     "tc_copy_async": _COPY,
     "tc_atomic": _ATOMICS,
     "tc_word": _WORDS,
-    **{f"tc_{name}": _tile(spec) for name, spec in TILE_OPS.items()},
+    **{f"tc_{name}": _tile(spec) for name, spec in TILE_OPS.items() if spec.lanes == LANES},
 }

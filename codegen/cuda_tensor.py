@@ -12,12 +12,13 @@ to what the target's ``precision`` says, on their way into shared memory or, to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tcompile.codegen.cuda_block import ThreadBlock
-from tcompile.codegen.cuda_gemm import STAGES, Product
+from tcompile.codegen.cuda_gemm import STAGES, Extents, Product
 from tcompile.codegen.cuda_tensor_stage import TensorStage
 from tcompile.codegen.cuda_tile import MANY, busy, split_parts, split_seconds
 from tcompile.codegen.lower_contraction import accumulation_type
@@ -51,6 +52,7 @@ class WarpTile:
         return (self.rows // self.warp_rows) * (self.columns // self.warp_columns) * LANES
 
 
+T = TypeVar("T", bound=WarpTile)
 WARP_TILES = (
     WarpTile(128, 128, 64, 32, 1.0),
     WarpTile(128, 64, 32, 32, 0.85),
@@ -95,12 +97,14 @@ def _instruction(a: DType, b: DType) -> str:
 class TensorProduct(Product):
     """The loops of a product on tensor cores. Comes before a class that says where the operands are."""
 
+    time: float  # estimated, to compare with other schedules
+
     def _choose(self) -> None:
         found = factors(self.core, self.target)
         assert found is not None
         self.types = found
         e = self.extents
-        self.warps, self.parts = _choose(self.target, e.rows, e.columns, e.terms, e.batch)
+        self.warps, self.parts, self.time = choose_tile(WARP_TILES, self.target, e)
         self.step = StepTile(self.warps.threads, STEP_BYTES // found[0].bytes)
         self.draft.tags["tensor"] = _instruction(*found)
 
@@ -202,13 +206,13 @@ class TensorProduct(Product):
             self._put(Load(acc, (i, j, half * 2 + k), e.dtype), batch, part, row, column + k)
 
 
-def _choose(target: GpuTarget, rows: DimLike, columns: DimLike, terms: DimLike, batch: DimLike) -> tuple[WarpTile, int]:
-    """The tile with the least estimated time, and the parts of the sum."""
-    m, n, k = (extent if isinstance(extent, int) else MANY for extent in (rows, columns, terms))
-    repeats = batch if isinstance(batch, int) else 8
-    known = all(isinstance(extent, int) for extent in (rows, columns, terms, batch))
+def choose_tile(tiles: Sequence[T], target: GpuTarget, e: Extents) -> tuple[T, int, float]:
+    """The tile with the least estimated time, the parts of the sum, and that time (in no unit)."""
+    m, n, k = (extent if isinstance(extent, int) else MANY for extent in (e.rows, e.columns, e.terms))
+    repeats = e.batch if isinstance(e.batch, int) else 8
+    known = all(isinstance(extent, int) for extent in (e.rows, e.columns, e.terms, e.batch))
 
-    def time(tile: WarpTile, parts: int) -> float:
+    def time(tile: T, parts: int) -> float:
         blocks = max(-(-m // tile.rows) * -(-n // tile.columns) * repeats, 1)
         waves = -(-blocks * parts // target.sms)
         extra = split_seconds(target, parts, m * n * repeats) * target.tensor_flops / target.sms / 2
@@ -216,7 +220,8 @@ def _choose(target: GpuTarget, rows: DimLike, columns: DimLike, terms: DimLike, 
 
     options = [
         (tile, parts)
-        for tile in WARP_TILES
+        for tile in tiles
         for parts in split_parts(target, max(-(-m // tile.rows) * -(-n // tile.columns) * repeats, 1), k, split=known)
     ]
-    return min(options, key=lambda option: time(*option))
+    tile, parts = min(options, key=lambda option: time(*option))
+    return tile, parts, time(tile, parts)

@@ -4,7 +4,8 @@
    and SHARED Allocs stand beside them; no GRID or BLOCK loop stands anywhere else.
 2. A SHARED Alloc has a constant shape and stands outside of the BLOCK loops; other Allocs stand inside.
 3. A block Barrier is uniform: no condition or extent around it may differ between threads. A warp Barrier, a Shuffle and a
-   TileOp are uniform in each warp, and the threads are a multiple of 32 (a Barrier: any number).
+   TileOp are uniform in each warp, and the threads are a multiple of 32 (a Barrier: any number). A TileOp of four warps is
+   uniform, its threads are a multiple of 128, and the lanes of a warp give the same address.
 4. Where there is a CopyAsync, there are a CommitAsync and a WaitAsync; 4, 8 or 16 bytes go from GLOBAL to SHARED memory.
 5. An Atomic combines what gives the same bits in any order. A TileOp's operands are as ``ir/tileops.py`` declares.
 """
@@ -42,7 +43,7 @@ from tcompile.ir.loops import (
 )
 from tcompile.ir.loops_evaluate import postorder
 from tcompile.ir.loops_interpret import expressions, walk
-from tcompile.ir.tileops import LANES
+from tcompile.ir.tileops import LANES, tile_spec
 
 MAX_THREADS = 1024
 _NEST = (LoopKind.GRID, LoopKind.BLOCK)
@@ -166,7 +167,7 @@ class _Uniform:
             case Barrier():
                 self.need(not self.around.warp, "a warp barrier stands under a condition that may differ between lanes")
             case TileOp():
-                self.warp(stmt.name)
+                self.tile_op(stmt)
             case Let():
                 self.names[stmt.name] = self.expr(stmt.value)
             case Alloc():
@@ -182,6 +183,17 @@ class _Uniform:
     def warp(self, what: str) -> None:
         self.need(self.threads % LANES == 0, f"{what} in a block of {self.threads} threads, no multiple of {LANES}")
         self.need(not self.around.warp, f"{what} stands under a condition that may differ between lanes")
+
+    def tile_op(self, op: TileOp) -> None:
+        lanes = tile_spec(op.name).lanes
+        if lanes == LANES:
+            self.warp(op.name)
+            return
+        self.need(self.threads % lanes == 0, f"{op.name} in a block of {self.threads} threads, no multiple of {lanes}")
+        self.need(not self.around.block, f"{op.name} stands under a condition that may differ between threads")
+        for tile in op.operands[1:]:
+            for index in tile.indices:
+                self.need(not self.dim(index).warp, f"{op.name}: lanes give different addresses in {tile.buffer}")
 
     def under(self, condition: _Varies, blocks: tuple[Block, ...]) -> None:
         outer, self.around = self.around, self.around | condition

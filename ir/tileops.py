@@ -14,49 +14,15 @@ are exact (sums wrap).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from tcompile.errors import InvalidModelError
 from tcompile.ir.dtypes import BF16, F16, F32, I8, I32, U8, DType
 from tcompile.ir.loops import Space
-
-LANES = 32
-Place = Callable[[int, int], tuple[int, int]]
-Meaning = Callable[[Sequence[np.ndarray]], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """One operand. ``bytes`` are those of a lane; a SHARED one is the address of a row of 16 bytes that each lane gives."""
-
-    name: str
-    dtypes: tuple[DType, ...]
-    bytes: int
-    place: Place | None = None
-    space: Space = Space.REGISTER
-
-    def elements(self, dtype: DType) -> int:
-        """How many elements of a dtype a lane holds."""
-        return self.bytes // dtype.bytes
-
-
-@dataclass(frozen=True)
-class TileSpec:
-    """One instruction. The first fragment is the result; with ``accumulates`` it is read too.
-
-    ``meaning`` maps arrays [32, elements] (the result's old content included where it is read) to the new result.
-    ``instruction`` is its PTX, ``sm`` the oldest architecture that has it.
-    """
-
-    name: str
-    fragments: tuple[Fragment, ...]
-    meaning: Meaning
-    instruction: str
-    accumulates: bool = False
-    sm: int = 80
+from tcompile.ir.tile_spec import LANES, Fragment, Place, TileSpec, assemble, distribute
+from tcompile.ir.tileops_warpgroup import WARPGROUP_SPECS
 
 
 def tile_spec(name: str) -> TileSpec:
@@ -65,22 +31,6 @@ def tile_spec(name: str) -> TileSpec:
     if found is None:
         raise InvalidModelError(f"no tile operation {name!r}", hint=f"one of {', '.join(TILE_OPS)}")
     return found
-
-
-def assemble(fragments: np.ndarray, place: Place) -> np.ndarray:
-    """The matrix of an operand from the [32, elements] that the lanes hold."""
-    places = [[place(lane, element) for element in range(fragments.shape[1])] for lane in range(LANES)]
-    shape = tuple(1 + max(at[axis] for row in places for at in row) for axis in range(2))
-    matrix = np.zeros(shape, fragments.dtype)
-    for lane, row in enumerate(places):
-        for element, at in enumerate(row):
-            matrix[at] = fragments[lane, element]
-    return matrix
-
-
-def distribute(matrix: np.ndarray, elements: int, place: Place) -> np.ndarray:
-    """The [32, elements] that the lanes hold of a matrix."""
-    return np.array([[matrix[place(lane, element)] for element in range(elements)] for lane in range(LANES)], matrix.dtype)
 
 
 def tf32(values: np.ndarray) -> np.ndarray:
@@ -198,6 +148,6 @@ _SPECS = (
     # to the nearest tf32, away from zero from halfway: what mma_m16n8k8_tf32's operands should go through
     TileSpec("round_tf32", (Fragment("result", (F32,), 4), Fragment("x", (F32,), 4)), _round_tf32, "cvt.rna.tf32.f32"),
 )
-TILE_OPS = {spec.name: spec for spec in _SPECS}
+TILE_OPS = {spec.name: spec for spec in (*_SPECS, *WARPGROUP_SPECS)}
 
 __all__ = ["LANES", "TILE_OPS", "Fragment", "TileSpec", "assemble", "distribute", "tf32", "tile_spec"]

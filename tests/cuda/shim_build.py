@@ -34,7 +34,7 @@ _STATIC = re.compile(r"__shared__ __align__\(\d+\) (?P<kind>[\w ]+?) (?P<name>\w
 _DYNAMIC = re.compile(r"(?P<kind>[\w ]+?) \(&(?P<name>\w+)\)\[(?P<count>\d+)\] = .*?shared_memory \+ (?P<offset>\d+)\);")
 _EXTERN = re.compile(r"^ *extern __shared__ .*$", re.MULTILINE)
 _LOCAL = re.compile(r"^( +)([\w ]+?) (\w+)\[(\d+)\];$", re.MULTILINE)
-_MEETS = re.compile(r"__sync|__shfl|tc_mma|tc_ldmatrix|tc_copy_async|tc_wait_async|tc_commit_async")
+_MEETS = re.compile(r"__sync|__shfl|tc_mma|tc_wgmma|tc_ldmatrix|tc_copy_async|tc_wait_async|tc_commit_async")
 _BYTES = {"double": 8, "long long": 8, "unsigned long long": 8, "float": 4, "int": 4, "unsigned int": 4, "f16": 2, "bf16": 2,
           "short": 2, "unsigned short": 2}  # fmt: skip
 _FLOORDIV = """

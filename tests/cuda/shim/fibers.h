@@ -64,7 +64,7 @@ shim_switch:
 #endif
 
 enum State : char { READY, AT_BARRIER, AT_WARP, DONE };
-enum Meeting : char { SHUFFLE, SYNCWARP, TILE };
+enum Meeting : char { SHUFFLE, SYNCWARP, TILE, WARPGROUP };
 
 struct Copy { void *to; const void *from; int bytes; bool mask; long long cell; void *shared; };
 
@@ -109,12 +109,15 @@ static void pause() {
 }
 
 static void finish_copies(Fiber &me, size_t keep);
+static bool products_left();   // of the four warps that run
+static void begin_products();
 
 static void start() {
     thread_index = fibers[current].thread;
     body(closure);
     Fiber &me = fibers[current];
     if (!me.copies.empty()) fail("returned with asynchronous copies that it has not awaited");
+    if (products_left()) fail("returned with products of its warps that it has not awaited");
     me.state = DONE;
     --alive;
     void *unused;
@@ -140,12 +143,12 @@ static void prepare(int number, Index thread) {
 }
 
 // Waits at a meeting of the warp. True for the last to come, who does the work and lets the others go by release_warp.
-static bool meet(Meeting meeting, const void *tag, int line) {
+static bool meet(Meeting meeting, const void *tag, int line, int size = 32) {
     Fiber &me = fibers[current];
     me.meeting = meeting;
     me.tag = tag;
     me.line = line;
-    const int first = current / 32 * 32, count = lanes_of(current / 32);
+    const int first = current / size * size, count = threads - first < size ? threads - first : size;
     bool last = true;
     for (int k = first; k < first + count; ++k) {
         if (k == current) continue;
@@ -161,8 +164,8 @@ static bool meet(Meeting meeting, const void *tag, int line) {
     return last;
 }
 
-static void release_warp() {
-    const int first = current / 32 * 32, count = lanes_of(current / 32);
+static void release_warp(int size = 32) {
+    const int first = current / size * size, count = threads - first < size ? threads - first : size;
     for (int k = first; k < first + count; ++k) fibers[k].state = READY;
 }
 
@@ -204,6 +207,7 @@ static void run_fibers(Index extents) {
     threads = alive = extents.x * extents.y * extents.z;
     for (int k = 0; k < threads; ++k)
         prepare(k, {k % extents.x, k / extents.x % extents.y, k / (extents.x * extents.y)});
+    begin_products();
     ++epoch;
     while (alive && !failed) {
         bool progress = false;

@@ -28,3 +28,4 @@ typedef unsigned short bf16;
 #include "numbers.h"
 #include "together.h"
 #include "tiles.h"
+#include "warpgroups.h"
