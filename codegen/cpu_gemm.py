@@ -108,9 +108,7 @@ class Gemm:
 
     def write(self) -> Draft:
         """The whole kernel."""
-        tiles = dims.floordiv(self.problem.rows, self.tile.rows, self.nest.ranges)  # full ones
-        per_chunk = self._per_chunk()
-        chunks = dims.ceildiv(dims.maximum(tiles, 1, self.nest.ranges), per_chunk, self.nest.ranges)
+        tiles, per_chunk, chunks = self._chunks()
         with self.nest.loop(self.problem.batch * self.panels * chunks, LoopKind.PARALLEL) as task:
             batch, chunk, panel = split_task(self.nest, task, (self.problem.batch, chunks, self.panels))
             right = self.panel(batch, panel)
@@ -121,8 +119,16 @@ class Gemm:
             self._rest(tiles, chunk, chunks, here)
         return self.draft
 
-    def _per_chunk(self) -> int:
-        """Tiles of rows that one task multiplies with a panel."""
+    def _chunks(self) -> tuple[DimLike, DimLike, DimLike]:
+        """(full tiles of rows, tiles of a chunk, chunks): equal chunks near the size that fits, so that no thread gets a small rest."""
+        ranges, fitting = self.nest.ranges, self._fitting()
+        tiles = dims.floordiv(self.problem.rows, self.tile.rows, ranges)
+        chunks = dims.maximum(dims.floordiv(tiles + fitting // 2, fitting, ranges), 1, ranges)
+        per_chunk = dims.maximum(dims.ceildiv(tiles, chunks, ranges), 1, ranges)
+        return tiles, per_chunk, dims.maximum(dims.ceildiv(tiles, per_chunk, ranges), 1, ranges)
+
+    def _fitting(self) -> int:
+        """Tiles of rows that stay in the L2 cache while panels pass."""
         terms, rows = self.problem.terms, CHUNK_ROWS
         if isinstance(terms, int) and terms:
             cached = self.target.l2_bytes // (terms * self.problem.dtype.bytes) - 2 * self.tile.columns  # beside this panel and the next
@@ -271,8 +277,9 @@ class PackedGemm(Gemm):
         b = self.core.inputs[1]
         if self.panels == 1 or _extent(b.shape[2]) != self.tile.columns:
             return None
-        tiles = self.problem.rows // self.tile.rows if isinstance(self.problem.rows, int) else MANY_ROWS // self.tile.rows
-        return fetched_ahead(_extent(b.shape[1]), self.tile.columns * self.item.bytes, min(tiles, self._per_chunk()))
+        _, per_chunk, _ = self._chunks()
+        tiles = per_chunk if isinstance(per_chunk, int) else min(MANY_ROWS // self.tile.rows, self._fitting())
+        return fetched_ahead(_extent(b.shape[1]), self.tile.columns * self.item.bytes, tiles)
 
     def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:
         return (*unravel(row, self.core.output.shape[:-1], self.nest.ranges), column)
