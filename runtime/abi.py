@@ -13,6 +13,7 @@ from tcompile.errors import Error
 
 OK, MEMORY, CANCELLED, INTERRUPTED, INPUT, ARTIFACT, MACHINE = 0, 5, 6, 7, 8, 9, 10
 CONST = 0  # tc_extent_kind
+_ROW_MAJOR, _ALIGNED = 0x1, 0x100  # NumPy's flags of an array
 CLOCKS = {"wall": 1, "cpu": 2}  # tc_clock
 
 
@@ -168,6 +169,27 @@ hooks = _Hooks(
     _address(ctypes.pythonapi.PyErr_CheckSignals),
     _data_offset(),
 )
+
+
+def _runner() -> type | None:
+    """What runs prepared sessions in one call (``extension/runner.c``); None where arrays are not as it takes them to be."""
+    try:
+        extension = importlib.import_module("tcompile.runtime._native")
+    except ImportError as error:
+        raise Error("tcompile's native library is of an older version", hint="install the package: pip install -e .") from error
+    if hooks.data_offset < 0:
+        return None
+    probes = (np.empty((3, 2)), np.empty((0, 2), np.int8)[:, :1], np.zeros((), np.float32), np.empty((4, 4), np.int64)[1:, 2:])
+    return extension.Runner if all(extension.describe(probe) == _head(probe) for probe in probes) else None
+
+
+def _head(array: np.ndarray) -> tuple[object, ...]:
+    """What ``extension.describe`` says, in NumPy's own words."""
+    flags = array.flags.c_contiguous * _ROW_MAJOR | array.flags.aligned * _ALIGNED
+    return array.ctypes.data, array.ndim, array.shape[0] if array.ndim else -1, array.dtype, flags
+
+
+Runner = _runner()
 
 # How an array is named to tc_session_run.
 reference = id if hooks.data_offset >= 0 else lambda array: array.ctypes.data

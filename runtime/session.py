@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import struct
 import weakref
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from tcompile.runtime.pool import Pool
 from tcompile.runtime.specs import TensorSpec
 
 Shapes = list[tuple[int, ...]]
+Fast = Callable[[object], dict[str, np.ndarray] | None]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Work:
     cycles: int | None
 
 
+def _unprepared(inputs: object) -> None:
+    """What ``Session.fast`` is before shapes are known."""
+
+
 class Session:
     """Runs one call at a time. Keeps the shapes of its last run prepared."""
 
@@ -63,6 +69,7 @@ class Session:
         self._pitches = {spec.pitch[1] for spec in (*inputs, *outputs) if spec.pitch is not None}
         self._results: list[tuple[tuple[int, ...], np.dtype] | None] = []  # of outputs; None: growing
         self._all_static = False
+        self.fast: Fast = _unprepared  # all outputs of a dict of arrays, in one call; None where these are not as prepared
         self._pointers = (ctypes.c_uint64 * (len(inputs) + len(outputs) + 1))()
         self._pack = struct.Struct(f"={len(inputs) + len(outputs)}Q").pack_into
         self._run = abi.native.tc_session_run
@@ -152,7 +159,7 @@ class Session:
         return choose_rows((*inputs, *ranked))
 
     def _prepare(self, shapes: Shapes, rows: Rows | None = None) -> None:
-        self._shapes, self._rows = None, rows or {}
+        self._shapes, self._rows, self.fast = None, rows or {}, _unprepared
         for symbol in self._pitches:
             if abi.native.tc_session_set_pitch(self._handle, symbol, self._rows.get(symbol, 0)):
                 raise self._failure(abi.INPUT)
@@ -167,6 +174,14 @@ class Session:
         self._results = [None if spec.growing else (shape, spec.dtype) for shape, spec in found]
         self._all_static = None not in self._results
         self._shapes = shapes
+        if abi.Runner is not None and self._all_static and not self._pitches:
+            self.fast = self._runner(shapes)
+
+    def _runner(self, shapes: Shapes) -> Fast:
+        inputs = tuple((spec.name, spec.dtype, tuple(shape)) for spec, shape in zip(self._inputs, shapes, strict=True))
+        outputs = tuple((name, dtype, shape) for name, (shape, dtype) in zip(self._names, self._results, strict=True))
+        session = weakref.proxy(self)  # which owns what is made here
+        return abi.Runner(self._handle, np.ndarray, np.empty, lambda status: session.fail(status), inputs, outputs).run
 
     def _output_shapes(self) -> Shapes:
         total = sum(len(spec.shape) for spec in self._outputs)
@@ -193,6 +208,10 @@ class Session:
         result = np.empty(self._output_shapes()[k], self._outputs[k].dtype)
         ctypes.memmove(result.ctypes.data, self._pointers[len(self._inputs) + k], result.nbytes)
         return result
+
+    def fail(self, status: int) -> NoReturn:
+        """Raises what a run's status stands for."""
+        raise self._failure(status)
 
     def _failure(self, status: int) -> Exception:
         text = abi.native.tc_session_error(self._handle).decode(errors="replace")

@@ -3,6 +3,7 @@
 import gc
 import subprocess
 import sys
+import types
 import weakref
 
 import numpy as np
@@ -291,6 +292,7 @@ def test_without_ml_dtypes_bits_come_tagged(tmp_path):
     (tmp_path / "model.tcm").write_bytes(write_artifact(program, Build(models.image(models.NOTHING)), TARGET))
     code = f"""
 import sys
+import types
 sys.modules["ml_dtypes"] = None
 import numpy as np
 from tcompile import runtime
@@ -309,3 +311,38 @@ def test_tagged_types_are_told_from_plain_ones():
     assert array.dtype.names == ("bf16",)
     assert array["bf16"].tolist() == [0x3F80]
     assert array.dtype == bf16 and array.itemsize == 2
+
+
+def test_prepared_shapes_and_others_in_turn(adder):
+    """The call for prepared arrays takes those alone: other shapes, layouts and containers go the long way to the same sums."""
+    for n in (4, 4, 6, 4):
+        x, y = _pair(n, n)
+        for a, b in ((x, y), (np.asfortranarray(x), y), (x[::-1], y), (x.view(np.memmap), y)):
+            assert np.array_equal(adder.run({"x": a, "y": b})["sum"], _sum(a, b))
+        assert np.array_equal(adder.run(types.MappingProxyType({"x": x, "y": y}))["sum"], _sum(x, y))
+    read_only = x.copy()
+    read_only.flags.writeable = False
+    assert np.array_equal(adder.run({"x": read_only, "y": y})["sum"], _sum(x, y))
+
+
+def test_prepared_shapes_still_check(adder):
+    x, y = _pair(5)
+    adder.run({"x": x, "y": y})
+    with pytest.raises(InputError, match="element type float64"):
+        adder.run({"x": x, "y": y.astype(np.float64)})
+    with pytest.raises(InputError, match="missing"):
+        adder.run({"x": x, "z": y})
+    with pytest.raises(InputError):
+        adder.run({"x": x, "y": y[:4]})
+
+
+def test_outputs_are_new_arrays_and_inputs_are_let_go(adder):
+    x, y = _pair(5)
+    first = adder.run({"x": x, "y": y})["sum"]
+    kept, count = first.copy(), sys.getrefcount(x)
+    second = adder.run({"x": y, "y": y})["sum"]
+    assert np.array_equal(first, kept) and not np.shares_memory(first, second)
+    assert sys.getrefcount(x) == count and sys.getrefcount(first) == sys.getrefcount(second)
+    watch = weakref.ref(second)
+    del second
+    assert watch() is None
