@@ -8,6 +8,7 @@ sum, exceeds in size.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from tcompile.ir import dims
@@ -35,6 +36,43 @@ def undominated(limits: Iterable[DimLike]) -> tuple[DimLike, ...]:
         if not any(all(factor >= 0 for _, factor in terms_of(other - one)) for other in kept):
             kept = [other for other in kept if not all(factor >= 0 for _, factor in terms_of(one - other))] + [one]
     return tuple(kept)
+
+
+def leading(expr: DimLike) -> tuple[Monomial, int]:
+    """The term of the most atoms, of those the last by their text; the constant 0 is one without atoms."""
+    return max(terms_of(expr) or (((), 0),), key=lambda term: _order(term[0]))
+
+
+def divided(expr: DimLike, divisor: DimLike) -> tuple[DimLike, DimLike]:
+    """(k, r) with expr = k * divisor + r, where no factor of k is below 0, and r has no multiple of the divisor's leading term."""
+    lead, by = leading(divisor)
+    times: DimLike = 0
+    kept: DimLike = 0  # terms that the leading one does not divide
+    while by > 0 and expr != 0:
+        monomial, factor = leading(expr)
+        missing = Counter(lead) - Counter(monomial)
+        if missing or factor % by or factor < 0:
+            part, taken = 0, factor * _of_atoms(monomial)
+            kept = kept + taken
+        else:
+            part = factor // by * _of_atoms(sorted((Counter(monomial) - Counter(lead)).elements(), key=str))
+            taken = part * divisor
+        times, expr = times + part, expr - taken
+    return times, kept + expr
+
+
+def _order(monomial: Monomial) -> tuple[int, tuple[str, ...]]:
+    return len(monomial), tuple(sorted(map(str, monomial), reverse=True))
+
+
+def _of_atoms(monomial: Iterable[Atom]) -> DimLike:
+    return dims.product(dims.Dim((((atom,), 1),)) for atom in monomial)
+
+
+def _without(monomial: Monomial, atom: Atom) -> list[Atom]:
+    left = list(monomial)
+    left.remove(atom)
+    return left
 
 
 class Limiter:
@@ -76,47 +114,59 @@ class Limiter:
 
     def _sum(self, expr: DimLike, *, positive: bool) -> DimLike | None:
         """``positive``: of an expression that is not below 0, so that what is subtracted may be left out."""
+        terms = {
+            monomial: abs(factor)
+            for monomial, factor in terms_of(expr)
+            if not (positive and factor < 0 and all(map(self._atom_nonnegative, monomial)))
+        }
         total: DimLike = 0
-        for monomial, factor in terms_of(expr):
-            if positive and factor < 0 and all(map(self._atom_nonnegative, monomial)):
-                continue
-            product = self._product(monomial, abs(factor))
+        for atom in self._quotients(terms):
+            part = self._multiples(atom, terms)
+            if part is None:
+                return None
+            total = total + part
+        for monomial, factor in terms.items():
+            product = self._product(monomial, factor)
             if product is None:
                 return None
             total = total + product
         return total
 
+    def _quotients(self, terms: Iterable[Monomial]) -> list[Call]:
+        """The quotients among the factors of terms that are never below 0, those with the longest divisors first."""
+        found = {atom for monomial in terms for atom in monomial if isinstance(atom, Call) and atom.fn == "floordiv"}
+        proved = [atom for atom in found if all(map(self.nonnegative, atom.args))]
+        return sorted(proved, key=lambda atom: (-_order(leading(atom.args[1])[0])[0], str(atom)))
+
+    def _multiples(self, quotient: Call, terms: dict[Monomial, int]) -> DimLike | None:
+        """Takes the multiples of a quotient out of ``terms`` where its divisor d is among their factors, and limits them. What may
+        be below 0 stays: parts of such a sum are no smaller than all of it.
+
+        (k*d + r) * (x // d) <= k*x + r * (x // d), for k and r not below 0
+        """
+        dividend, divisor = quotient.args
+        own = {monomial: factor for monomial, factor in terms.items() if quotient in monomial and all(map(self._atom_nonnegative, monomial))}
+        factors = sum((factor * _of_atoms(_without(monomial, quotient)) for monomial, factor in own.items()), 0)
+        times, rest = divided(factors, divisor)
+        if times == 0:
+            return 0
+        for monomial in own:
+            del terms[monomial]
+        parts = [self._sum(times, positive=True), self._sum(dividend, positive=True)]
+        if rest != 0:
+            parts += [self._sum(rest, positive=True), self._atom(quotient)]
+        if any(part is None for part in parts):
+            return None
+        return parts[0] * parts[1] + (parts[2] * parts[3] if rest != 0 else 0)
+
     def _product(self, monomial: Monomial, factor: int) -> DimLike | None:
-        total: DimLike = 1
-        left = list(monomial)
-        for atom in sorted(monomial, key=lambda atom: not isinstance(atom, Call)):
-            if atom not in left:
-                continue  # cancelled
-            left.remove(atom)
-            found = self._quotient(atom, left, factor)
-            if found is not None:  # d * (x // d) <= x
-                dividend, left, factor = found
-                part = self._sum(dividend, positive=True)
-            else:
-                part = self._atom(atom)
+        total: DimLike = factor
+        for atom in monomial:
+            part = self._atom(atom)
             if part is None:
                 return None
             total = total * part
-        return total * factor
-
-    def _quotient(self, atom: Atom, left: list[Atom], factor: int) -> tuple[DimLike, list[Atom], int] | None:
-        """For a quotient whose divisor is among the other factors: the dividend, and what is left of those."""
-        if not isinstance(atom, Call) or atom.fn != "floordiv" or not self.nonnegative(atom.args[0]):
-            return None
-        divisor = terms_of(atom.args[1])
-        if len(divisor) != 1 or divisor[0][1] < 1 or factor % divisor[0][1]:
-            return None
-        rest = list(left)
-        for part in divisor[0][0]:
-            if part not in rest or not self._atom_nonnegative(part):
-                return None
-            rest.remove(part)
-        return atom.args[0], rest, factor // divisor[0][1]
+        return total
 
     def _atom(self, atom: Atom) -> DimLike | None:
         if atom not in self.limits:

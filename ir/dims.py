@@ -316,8 +316,9 @@ def nonnegative(d: DimLike, ranges: Ranges | None = None) -> bool:
     """Whether d >= 0 is proved for all symbols in their ranges (a symbol without a range is >= 0)."""
     if isinstance(d, int):
         return d >= 0
-    low = lower_bound(d, {} if ranges is None else ranges)
-    return isinstance(low, int) and low >= 0
+    known = {} if ranges is None else ranges
+    low = lower_bound(d, known)
+    return (isinstance(low, int) and low >= 0) or _nonnegative_above(d, known)
 
 
 def lower_bound(d: DimLike, ranges: Ranges) -> int | None:
@@ -620,6 +621,22 @@ def _others_nonnegative(monomial: Monomial, atom: Atom, ranges: Ranges) -> bool:
     others.remove(atom)
     lows = [_atom_bound(other, ranges, upper=False) for other in others]
     return all(low is not None and low >= 0 for low in lows)
+
+
+def _nonnegative_above(d: Dim, ranges: Ranges) -> bool:
+    """Whether no term is below 0 once each atom of a product stands as its lower bound and the rest above it.
+
+    (n - 2) * (m - 2) with n, m >= 3   ->   (n' + 1) * (m' + 1) with n', m' >= 0
+    """
+    if max(len(monomial) for monomial, _ in d.terms) < 2:
+        return False  # a sum of single atoms: its bounds have told
+    lows = {atom: _atom_bound(atom, ranges, upper=False) for monomial, _ in d.terms for atom in monomial}
+    if None in lows.values() or not any(lows.values()):
+        return False
+    total: DimLike = 0
+    for monomial, factor in d.terms:
+        total = total + factor * product(symbol(f"{atom}'") + lows[atom] for atom in monomial)
+    return all(factor >= 0 for _, factor in _terms(total))
 
 
 def _monomial_bound(monomial: Monomial, ranges: Ranges, upper: bool) -> int | None:

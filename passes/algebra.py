@@ -185,7 +185,7 @@ def cheaper(node: Node, context: Context) -> Patch | None:
     if c is None or not inputs[0].dtype.is_float:
         return None
     b, x = context.build(node), inputs[0]
-    if fn == "sub":  # x - c == x + -c
+    if fn == "sub" and x.dtype != dtypes.F8E8M0:  # x - c == x + -c, where numbers have a sign
         return patch("subtract a constant", b, b.map("add", x, b.scalar_like(-c, x)))
     if fn == "div" and _exact_reciprocal(c, x.dtype):  # x / 2**k == x * 2**-k, where 2**-k is a normal number
         return patch("divide by a power of two", b, b.map("mul", x, b.scalar_like(1 / np.float64(c), x)))
@@ -209,15 +209,16 @@ def _exact_reciprocal(c: Any, dtype: DType) -> bool:
 
 @rule("map")
 def subtract_vector(node: Node, context: Context) -> Patch | None:
-    # x - c == x + -c, c any constant: the form that folds into weights
-    if node.attrs["fn"] != "sub" or not node.inputs[0].dtype.is_float or context.is_constant(node.inputs[0]):
+    # x - c == x + -c, c any constant: the form that folds into weights; f8e8m0 has no -c
+    x = node.inputs[0]
+    if node.attrs["fn"] != "sub" or not x.dtype.is_float or x.dtype == dtypes.F8E8M0 or context.is_constant(x):
         return None
     producer = _stored(node.inputs[1], context)
     if producer is None:
         return None
     b = context.build(node)
     negated = b.constant(elementwise.apply("neg", [producer.attrs["value"]]))
-    return patch("subtract a constant", b, b.map("add", node.inputs[0], _like(b, negated, node.inputs[1], context)))
+    return patch("subtract a constant", b, b.map("add", x, _like(b, negated, node.inputs[1], context)))
 
 
 def _stored(value: Value, context: Context) -> Node | None:

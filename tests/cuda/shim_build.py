@@ -26,8 +26,8 @@ from tcompile.errors import Error
 HERE = Path(__file__).parent / "shim"
 _KERNEL = re.compile(
     r'extern "C" __global__ void __launch_bounds__\([^)]*\)\n(?P<name>\w+)\((?P<arguments>.*?)\)\n'
-    r"// (?P<shapes>.*?)\n// (?P<launch>.*?)\n\{\n(?P<body>.*?)\n\}\n",
-    re.DOTALL,
+    r"// (?P<shapes>.*?)\n// (?P<launch>.*?)\n\{\n(?P<body>.*?)^\}\n",
+    re.DOTALL | re.MULTILINE,
 )
 _POINTER = re.compile(r"(?P<kind>.*?) ?\*(?:__restrict__ )?(?P<name>\w+)")
 _STATIC = re.compile(r"__shared__ __align__\(\d+\) (?P<kind>[\w ]+?) (?P<name>\w+)\[(?P<count>\d+)\];")

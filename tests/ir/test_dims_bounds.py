@@ -23,6 +23,8 @@ N, I0, I1 = symbol("n"), symbol("i"), symbol("j")
         (minimum(8, maximum(0, I0 - 1)), {"i": Range(0, 10)}),
         (8 - minimum(8, maximum(0, I0 - 1)), {"i": Range(0, 10)}),
         (N - 1 - mod(I0, N), {"n": Range(1), "i": Range(0, 100)}),
+        ((N - 2) * (I0 - 3) * 8, {"n": Range(3), "i": Range(3)}),
+        ((floordiv(N + 1, 2) - 2) * (I0 - 1), {"n": Range(4), "i": Range(1)}),
     ],
 )
 def test_what_loops_need_is_proved(expr, ranges):
@@ -58,3 +60,4 @@ def test_bounds_hold_for_every_value_in_range(expr, low, shift):
             value = evaluate(expr, {"n": n, "i": i, "j": j})
             assert below is None or below <= value
             assert above is None or value <= above
+            assert value >= 0 or not nonnegative(expr, ranges)

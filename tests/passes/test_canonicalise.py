@@ -38,6 +38,10 @@ CASES = {
         f'{X}\n{SCALAR.format("2.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "sub"}}\nreturn %y',
         f'{X}\n{SCALAR.format("-2.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "add"}}\nreturn %y',
     ),
+    "x - 2 stays where numbers have no sign": (
+        f'{X}\n{SCALAR.format("2.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "sub"}}\nreturn %y'.replace("f32", "f8e8m0"),
+        f'{X}\n{SCALAR.format("2.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "sub"}}\nreturn %y'.replace("f32", "f8e8m0"),
+    ),
     "x / 8 is x * 0.125": (
         f'{X}\n{SCALAR.format("8.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "div"}}\nreturn %y',
         f'{X}\n{SCALAR.format("0.125")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "mul"}}\nreturn %y',
