@@ -145,8 +145,10 @@ class Limiter:
         (k*d + r) * (x // d) <= k*x + r * (x // d), for k and r not below 0
         """
         dividend, divisor = quotient.args
-        own = {monomial: factor for monomial, factor in terms.items() if quotient in monomial and all(map(self._atom_nonnegative, monomial))}
-        factors = sum((factor * _of_atoms(_without(monomial, quotient)) for monomial, factor in own.items()), 0)
+        own = [monomial for monomial in terms if quotient in monomial and all(map(self._atom_nonnegative, monomial))]
+        factors: DimLike = 0
+        for monomial in own:
+            factors = factors + terms[monomial] * _of_atoms(_without(monomial, quotient))
         times, rest = divided(factors, divisor)
         if times == 0:
             return 0
