@@ -1,9 +1,9 @@
-/* The thread pool: a static partition into a few parts for each thread, threads that spin briefly between kernels and
- * then sleep.
+/* The thread pool: a static partition into equal shares, one for each thread, threads that spin briefly between kernels
+ * and then sleep.
  *
- * A job is published by raising `epoch`. Consecutive parts are meant for one thread, so that a thread finds its data
- * in its cache; whoever is free takes a part that nobody began, so that a thread that the OS does not run, or a slow
- * core, delays nobody. A part is taken by moving its `claim` up to the job's epoch. Parts that a job does not have are
+ * A job is published by raising `epoch`. A share is one range, so that a thread finds its data in its cache from kernel
+ * to kernel. It is cut into parts of a half, a quarter, ... and whoever is free takes a part that nobody began: a thread
+ * that the OS does not run, or a slow core, delays nobody, and the last parts are small. A part is taken by moving its `claim` up to the job's epoch. Parts that a job does not have are
  * claimed before it is published: once a job is over all claims are at its epoch, and a late thread finds nothing to
  * take and never looks at the job, which may be the next one's by then.
  */
@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_THREADS = 1024, PARTS_PER_THREAD = 4, SPIN_NS = 100000, SPINS_PER_CLOCK = 64 };
+enum { MOST_THREADS = 1024, PARTS_PER_THREAD = 6, SPIN_NS = 100000, SPINS_PER_CLOCK = 64 };
 
 struct part {
     atomic_uint claim;
@@ -47,8 +47,8 @@ struct tc_pool {
     int32_t wanted;  /* workers to start; fewer where the OS gave no more */
     unsigned generation;
     tc_job job;
-    atomic_uint parts;
     atomic_uint members; /* threads that may work on the job */
+    atomic_uint cuts;    /* parts of each member's share */
     struct worker *workers;
 };
 
@@ -103,10 +103,6 @@ static void count_user(tc_pool *pool, int change) {
 void tc_pool_enter(tc_pool *pool) { count_user(pool, 1); }
 void tc_pool_leave(tc_pool *pool) { count_user(pool, -1); }
 
-static struct part *part_at(const tc_pool *pool, int32_t part) {
-    return &pool->workers[part / PARTS_PER_THREAD].parts[part % PARTS_PER_THREAD];
-}
-
 static int claim(struct part *part, unsigned epoch) {
     unsigned seen = atomic_load_explicit(&part->claim, memory_order_relaxed);
     while ((int32_t)(epoch - seen) > 0)
@@ -114,32 +110,33 @@ static int claim(struct part *part, unsigned epoch) {
     return 0;
 }
 
-/* Part `part` runs on the thread `self`, in that thread's scratch. */
-static void run_part(tc_pool *pool, int32_t part, int32_t self) {
+/* Part `part` of the share of `member` runs on the thread `self`, in that thread's scratch. Behind part k of a share of n
+ * grains lie n >> (k + 1) more, behind the last none. */
+static void run_part(tc_pool *pool, int32_t member, int32_t part, int32_t self) {
     const tc_job *job = &pool->job;
-    int64_t grains = (job->extent + job->grain - 1) / job->grain, parts = atomic_load_explicit(&pool->parts, memory_order_relaxed);
-    /* larger parts stand among smaller ones, so that the threads' shares differ by a grain at most */
-    int64_t begin = grains * part / parts * job->grain, end = grains * (part + 1) / parts * job->grain;
+    int64_t grains = (job->extent + job->grain - 1) / job->grain, members = atomic_load_explicit(&pool->members, memory_order_relaxed);
+    int64_t last = atomic_load_explicit(&pool->cuts, memory_order_relaxed) - 1;
+    int64_t start = grains * member / members, stop = grains * (member + 1) / members, count = stop - start;
+    int64_t begin = (stop - (count >> part)) * job->grain, end = (part == last ? stop : stop - (count >> (part + 1))) * job->grain;
     if (end > job->extent) end = job->extent;
-    int64_t start = job->spent == NULL ? 0 : tc_read_clock(job->clock);
-    part_at(pool, part)->status = job->kernel(job->args, begin, end, job->scratch + self * job->stride);
-    if (job->spent != NULL) part_at(pool, part)->spent = tc_read_clock(job->clock) - start;
+    struct part *here = &pool->workers[member].parts[part];
+    int64_t before = job->spent == NULL ? 0 : tc_read_clock(job->clock);
+    here->status = job->kernel(job->args, begin, end, job->scratch + self * job->stride);
+    if (job->spent != NULL) here->spent = tc_read_clock(job->clock) - before;
 }
 
-/* Takes parts from this thread's share on, then whatever is left. What is read of the job before a claim is a hint. */
+/* Takes the parts of this thread's share, then whatever is left of others'. What is read of the job before a claim is a hint. */
 static void work(tc_pool *pool, int32_t self, unsigned epoch) {
-    int32_t most = pool->threads * PARTS_PER_THREAD;
-    uint64_t parts = atomic_load_explicit(&pool->parts, memory_order_relaxed), members = atomic_load_explicit(&pool->members, memory_order_relaxed);
-    if ((uint64_t)self >= members) return;
-    int32_t first = (int32_t)(parts * (uint64_t)self / members);
-    for (int32_t i = 0; i < most; i++) {
-        int32_t part = first + i < most ? first + i : first + i - most;
-        if (!claim(part_at(pool, part), epoch)) {
+    int32_t members = (int32_t)atomic_load_explicit(&pool->members, memory_order_relaxed);
+    if (self >= members) return;
+    for (int32_t i = 0; i < members * PARTS_PER_THREAD; i++) {
+        int32_t member = (self + i / PARTS_PER_THREAD) % members, part = i % PARTS_PER_THREAD;
+        if (!claim(&pool->workers[member].parts[part], epoch)) {
             if (atomic_load_explicit(&pool->unclaimed, memory_order_relaxed) == 0) return;
             continue;
         }
         atomic_fetch_sub_explicit(&pool->unclaimed, 1, memory_order_relaxed);
-        run_part(pool, part, self);
+        run_part(pool, member, part, self);
         if (atomic_fetch_sub(&pool->remaining, 1) == 1 && atomic_load(&pool->waiting)) tc_wake(&pool->remaining, 1);
     }
 }
@@ -182,7 +179,8 @@ static void start_workers(tc_pool *pool) {
         atomic_store(&pool->waiting, 0);
     }
     unsigned epoch = atomic_load(&pool->epoch);
-    for (int32_t i = 0; i < pool->threads * PARTS_PER_THREAD; i++) atomic_store(&part_at(pool, i)->claim, epoch);
+    for (int32_t i = 0; i < pool->threads; i++)
+        for (int32_t k = 0; k < PARTS_PER_THREAD; k++) atomic_store(&pool->workers[i].parts[k].claim, epoch);
     while (pool->started < pool->wanted) {
         struct worker *worker = &pool->workers[pool->started + 1];
         worker->index = pool->started + 1;
@@ -202,15 +200,23 @@ static int acquire(tc_pool *pool) {
     return atomic_compare_exchange_strong_explicit(&pool->owner, &seen, mine, memory_order_acquire, memory_order_relaxed);
 }
 
-static void publish(tc_pool *pool, const tc_job *job, int32_t parts, int32_t members) {
+/* How often the smallest of `members` shares halves: no part is empty. */
+static int32_t cuts_of(int64_t grains, int64_t members) {
+    int32_t cuts = 1;
+    while (cuts < PARTS_PER_THREAD && grains / members >> cuts > 0) cuts++;
+    return cuts;
+}
+
+static void publish(tc_pool *pool, const tc_job *job, int32_t members, int32_t cuts) {
     unsigned epoch = atomic_load(&pool->epoch) + 1;
     pool->job = *job;
-    atomic_store_explicit(&pool->parts, (unsigned)parts, memory_order_relaxed);
     atomic_store_explicit(&pool->members, (unsigned)members, memory_order_relaxed);
-    atomic_store_explicit(&pool->unclaimed, (unsigned)parts, memory_order_relaxed);
-    atomic_store_explicit(&pool->remaining, (unsigned)parts, memory_order_relaxed);
-    for (int32_t i = parts; i < pool->threads * PARTS_PER_THREAD; i++)
-        atomic_store_explicit(&part_at(pool, i)->claim, epoch, memory_order_relaxed);
+    atomic_store_explicit(&pool->cuts, (unsigned)cuts, memory_order_relaxed);
+    atomic_store_explicit(&pool->unclaimed, (unsigned)(members * cuts), memory_order_relaxed);
+    atomic_store_explicit(&pool->remaining, (unsigned)(members * cuts), memory_order_relaxed);
+    for (int32_t i = 0; i < pool->threads; i++)
+        for (int32_t k = i < members ? cuts : 0; k < PARTS_PER_THREAD; k++)
+            atomic_store_explicit(&pool->workers[i].parts[k].claim, epoch, memory_order_relaxed);
     atomic_store(&pool->epoch, epoch);
     if (atomic_load(&pool->sleepers) > 0) tc_wake(&pool->epoch, members - 1);
     work(pool, 0, epoch);
@@ -228,30 +234,31 @@ static void await_parts(tc_pool *pool) {
     }
 }
 
-static int32_t first_failure(const tc_pool *pool, int32_t parts) {
-    for (int32_t i = 0; i < parts; i++)
-        if (part_at(pool, i)->status != 0) return part_at(pool, i)->status;
+static int32_t first_failure(const tc_pool *pool, int32_t members, int32_t cuts) {
+    for (int32_t i = 0; i < members; i++)
+        for (int32_t k = 0; k < cuts; k++)
+            if (pool->workers[i].parts[k].status != 0) return pool->workers[i].parts[k].status;
     return 0;
 }
 
 /* The part that a thread takes next, of those that a count has not yet taken: its time is then negative. */
-static struct part *next_part(const tc_pool *pool, int32_t parts, int32_t first) {
-    for (int32_t i = 0; i < parts; i++) {
-        struct part *part = part_at(pool, (first + i) % parts);
+static struct part *next_part(const tc_pool *pool, int32_t members, int32_t cuts, int32_t self) {
+    for (int32_t i = 0; i < members * cuts; i++) {
+        struct part *part = &pool->workers[(self + i / cuts) % members].parts[i % cuts];
         if (part->spent >= 0) return part;
     }
     return NULL;
 }
 
 /* What the parts of a finished job took, and how long the busiest of the threads works that take parts as they get free. */
-static void count_spent(tc_pool *pool, int32_t parts, int32_t members) {
+static void count_spent(tc_pool *pool, int32_t members, int32_t cuts) {
     struct tc_spent *spent = pool->job.spent;
     for (int32_t i = 0; i < members; i++) pool->workers[i].load = 0;
-    for (int32_t i = 0; i < parts; i++) {
+    for (int32_t i = 0; i < members * cuts; i++) {
         int32_t idle = 0;
         for (int32_t k = 1; k < members; k++)
             if (pool->workers[k].load < pool->workers[idle].load) idle = k;
-        struct part *part = next_part(pool, parts, (int32_t)((int64_t)parts * idle / members));
+        struct part *part = next_part(pool, members, cuts, idle);
         pool->workers[idle].load += part->spent;
         spent->busy += part->spent;
         part->spent = -1;
@@ -268,12 +275,12 @@ int32_t tc_pool_run(tc_pool *pool, const tc_job *job) {
     int64_t members = pool->threads - (users > 1 ? users - 1 : 0);
     if (members > grains) members = grains;
     if (members <= 1 || !acquire(pool)) return job->kernel(job->args, 0, job->extent, job->scratch);
-    int64_t parts = members * PARTS_PER_THREAD < grains ? members * PARTS_PER_THREAD : grains;
+    int32_t cuts = cuts_of(grains, members);
     if (pool->started < pool->wanted || pool->generation != tc_fork_generation()) start_workers(pool);
-    publish(pool, job, (int32_t)parts, (int32_t)members);
+    publish(pool, job, (int32_t)members, cuts);
     await_parts(pool);
-    int32_t status = first_failure(pool, (int32_t)parts);
-    if (job->spent != NULL) count_spent(pool, (int32_t)parts, (int32_t)members);
+    int32_t status = first_failure(pool, (int32_t)members, cuts);
+    if (job->spent != NULL) count_spent(pool, (int32_t)members, cuts);
     atomic_store_explicit(&pool->owner, 0, memory_order_release);
     return status;
 }
