@@ -28,7 +28,8 @@ def build_cuda(
     it refuses, which is a bug of ours.
     """
     places, kernels = plan(program), program_kernels(program)
-    emitted = emit_limited(kernels, dim_ranges(program))
+    known = dim_ranges(program)
+    emitted = emit_limited(kernels, known)
     text, program = emitted.text, with_limits(program, emitted.limits)
     code = {TEXT: text.encode()}
     facts: dict[Kernel, dict[str, Any]] = {kernel: {} for kernel in kernels}
@@ -37,6 +38,11 @@ def build_cuda(
         if progress is not None:
             progress.stage("compile", len(kernels))
         made = cuda_compile.compile_text(text, target.sm, cache=cache)
+        spilling = {name for name, facts in made.resources.items() if facts["spill"]}
+        if spilling:
+            # the assembler gives up registers to let more blocks run at once: these kernels are better off with fewer
+            text = emit_limited(kernels, known, spilling).text
+            code[TEXT], made = text.encode(), cuda_compile.compile_text(text, target.sm, cache=cache)
         code[f"code/sm_{target.sm}.cubin"], code[PTX], ptx = made.cubin, made.ptx, made.ptx_sm
         facts = {kernel: _facts(kernel, made.resources.get(function_name(kernel), {}), target) for kernel in kernels}
         notes["compiler"] = made.compiler.split(" (")[0]  # not where it stands: equal models are equal bytes

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from tcompile.codegen.cuda_emit_expressions import Buffer
 from tcompile.codegen.cuda_emit_index import Text
@@ -87,16 +87,18 @@ class Emitted:
     limits: Mapping[Kernel, tuple[DimLike, ...]]
 
 
-def emit_limited(kernels: Iterable[Kernel], ranges: Mapping[Kernel, Ranges]) -> Emitted:
+def emit_limited(kernels: Iterable[Kernel], ranges: Mapping[Kernel, Ranges], roomy: Container[str] = ()) -> Emitted:
     """The text of a module whose indices are 32-bit where no bound says otherwise: whoever launches must check the limits.
 
-    ``ranges`` are those of each kernel's dims. Raises InvalidModelError, and UnsupportedError for what a GPU thread cannot do.
+    ``ranges`` are those of each kernel's dims. Functions named in ``roomy`` may take registers until one block fills a
+    multiprocessor. Raises InvalidModelError, and UnsupportedError for what a GPU thread cannot do.
     """
     used: set[str] = set()
     texts, limits = [], {}
     for kernel in kernels:
         found: set[DimLike] = set()
-        texts.append(_emit(kernel, ranges.get(kernel, {}), used, found))
+        shown = replace(kernel, tags={**kernel.tags, "blocks_per_sm": "1"}) if function_name(kernel) in roomy else kernel
+        texts.append(_emit(shown, ranges.get(kernel, {}), used, found))
         limits[kernel] = undominated(found)
     return Emitted("\n".join([prelude(used), *texts]), limits)
 
