@@ -22,6 +22,7 @@ class ThreadBlock:
     number: DimLike
     thread: DimLike
     shared: list[Alloc] = field(default_factory=list)
+    _named: dict[DimLike, tuple[object, DimLike]] = field(default_factory=dict)  # the open block in which, and the name
 
     def alloc(self, dtype: DType, shape: Shape) -> str:
         """Shared memory."""
@@ -30,8 +31,14 @@ class ThreadBlock:
         return name
 
     def named(self, value: DimLike, high: DimLike) -> DimLike:
-        """A scalar that holds an index of 0 .. high."""
-        return value if isinstance(value, int) else self.nest.let_index(index_value(value), Range(0, high))
+        """A scalar that holds an index of 0 .. high; the one that an open block has for it already, if any."""
+        if isinstance(value, int):
+            return value
+        scope, name = self._named.get(value, (None, value))
+        if scope not in self.nest.scopes:
+            name = self.nest.let_index(index_value(value), Range(0, high))
+            self._named[value] = self.nest.scopes[-1], name
+        return name
 
 
 @contextmanager

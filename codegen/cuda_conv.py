@@ -19,7 +19,7 @@ from tcompile.codegen.lower_contraction import conv_taps
 from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Shape, product
-from tcompile.ir.graph import Node
+from tcompile.ir.graph import Node, Value
 from tcompile.ir.loops import Expr
 from tcompile.ir.target import GpuTarget, Target
 
@@ -31,6 +31,7 @@ class Conv(Product):
     """out[n, g*O + row, position] = sum over terms (channel, tap) of w[g*O + row, term] * x[n, g*C + channel, ...]."""
 
     name = "conv"
+    sides_of = 1, 0  # weights by images
 
     def _extents(self) -> Extents:
         x, w = self.core.inputs
@@ -40,9 +41,24 @@ class Conv(Product):
         self.positions = product(self.spatial)
         self.pointwise = _is_pointwise(self.core) and not _below(self.positions, _SMALL_IMAGE)
         terms = product(w.shape[1:])
+        self.by_taps = self._lies_by_taps(w)
         if self.pointwise:
             return Extents(self.outputs, self.positions, terms, sums_in(self.core), self.images * self.groups)
         return Extents(self.outputs, self.images * self.positions, terms, sums_in(self.core), self.groups)
+
+    def _lies_by_taps(self, w: Value) -> bool:
+        """Whether memory has the channels of a kernel element side by side: terms then go by elements, and a step of them has one."""
+        made = self.draft.inliner.producers.get(w)
+        return made is not None and made.op == "transpose" and made.attrs["perm"] == (0, w.rank - 1, *range(1, w.rank - 1))
+
+    def _term(self, term: DimLike) -> tuple[DimLike, Shape]:
+        """(channel, kernel element) of a term."""
+        w = self.core.inputs[1]
+        if self.by_taps:
+            *taps, channel = unravel(term, (*w.shape[2:], w.shape[1]), self.nest.ranges)
+        else:
+            channel, *taps = unravel(term, w.shape[1:], self.nest.ranges)
+        return channel, tuple(taps)
 
     def _group(self, batch: DimLike) -> DimLike:
         return dims.mod(batch, self.groups, self.nest.ranges) if self.pointwise else batch
@@ -60,6 +76,9 @@ class Conv(Product):
     def left(self, batch: DimLike, row: Shape, term: DimLike, guard: Expr | None) -> Expr:
         w = self.core.inputs[1]
         channel = self._group(batch) * self.outputs + row[0]
+        if self.by_taps:
+            depth, taps = self._term(term)
+            return self.draft.element(w, (channel, depth, *taps), guard)
         return self.draft.inliner.flat(w, channel * product(w.shape[1:]) + term, guard)
 
     def right(self, batch: DimLike, column: Shape, term: DimLike, guard: Expr | None) -> Expr:
@@ -68,8 +87,8 @@ class Conv(Product):
         if self.pointwise:
             start = (self._image(batch, 0) * x.shape[1] + first + term) * self.positions
             return self.draft.inliner.flat(x, start + column[0], guard)
-        channel, *taps = unravel(term, w.shape[1:], self.nest.ranges)
-        positions, inside = conv_taps(self.draft, self.core, x, column[1:], tuple(taps))
+        channel, taps = self._term(term)
+        positions, inside = conv_taps(self.draft, self.core, x, column[1:], taps)
         whole = self.draft.inliner.guarded(guard, inside)
         return self.draft.element(x, (column[0], first + channel, *positions), whole)
 

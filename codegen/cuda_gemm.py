@@ -53,6 +53,7 @@ class Product:
     """Writes the loops of one kernel. Subclasses say where the operands are."""
 
     name = "gemm"
+    sides_of = 0, 1  # which of the contraction's operands are left and right
 
     def __init__(self, node: Node, scope: Scope, target: GpuTarget) -> None:
         self.node, self.scope, self.target = node, scope, target

@@ -109,12 +109,12 @@ class Stage:
         side, tile, ranges = self.side, self.tile, self.nest.ranges
         inner = (tile.terms if self.by_terms else side.size) // self.width
         count = side.size * tile.terms // self.width
-        high = max(side.size, tile.terms) - 1
-        found = []
+        highs = (side.size, tile.terms) if self.by_terms else (tile.terms, side.size)
+        found: list[_Piece] = []
         for first in range(0, count, tile.threads):
             number = first + self.block.thread
-            outer = self.block.named(dims.floordiv(number, inner, ranges), high)
-            along = self.block.named(dims.mod(number, inner, ranges) * self.width, high)
+            outer = self.block.named(dims.floordiv(number, inner, ranges), highs[0] - 1)
+            along = self.block.named(dims.mod(number, inner, ranges) * self.width, highs[1] - self.width)
             free, term = (outer, along) if self.by_terms else (along, outer)
             row = side.start + free
             known = next((piece for piece in found if piece.row == row), None)

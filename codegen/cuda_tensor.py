@@ -102,11 +102,11 @@ class TensorProduct(Product):
     def _choose(self) -> None:
         found = factors(self.core, self.target)
         assert found is not None
-        self.types = found
+        self.types = found[self.sides_of[0]], found[self.sides_of[1]]
         e = self.extents
         self.warps, self.parts, self.time = choose_tile(WARP_TILES, self.target, e)
-        self.step = StepTile(self.warps.threads, STEP_BYTES // found[0].bytes)
-        self.draft.tags["tensor"] = _instruction(*found)
+        self.step = StepTile(self.warps.threads, STEP_BYTES // self.types[0].bytes)
+        self.draft.tags["tensor"] = _instruction(*self.types)
 
     def _sizes(self) -> tuple[int, int, int, int]:
         return self.warps.rows, self.warps.columns, self.step.terms, self.warps.threads

@@ -65,20 +65,20 @@ class TensorStage:
     def _pieces(self) -> list[_Piece]:
         side, step, ranges = self.side, self.step, self.nest.ranges
         count = side.size * step.terms // self.width
-        high = max(side.size, step.terms) - 1
+        frees, terms = side.size - 1, step.terms - 1
         per_row = step.terms // self.width
         found: list[_Piece] = []
         for first in range(0, count, step.threads):
             number = first + self.block.thread
             if not self.by_terms:
-                outer = self.block.named(dims.floordiv(number, side.size // self.width, ranges), high)
-                along = self.block.named(dims.mod(number, side.size // self.width, ranges) * self.width, high)
+                outer = self.block.named(dims.floordiv(number, side.size // self.width, ranges), terms)
+                along = self.block.named(dims.mod(number, side.size // self.width, ranges) * self.width, frees)
             elif self.is_copy or self.reads_along_terms:
-                outer = self.block.named(dims.floordiv(number, per_row, ranges), high)
-                along = self.block.named(dims.mod(number, per_row, ranges) * self.width, high)
+                outer = self.block.named(dims.floordiv(number, per_row, ranges), frees)
+                along = self.block.named(dims.mod(number, per_row, ranges) * self.width, terms + 1 - self.width)
             else:  # neighbouring threads read neighbours of the free axis
-                outer = self.block.named(dims.mod(number, side.size, ranges), high)
-                along = self.block.named(dims.floordiv(number, side.size, ranges) * self.width, high)
+                outer = self.block.named(dims.mod(number, side.size, ranges), frees)
+                along = self.block.named(dims.floordiv(number, side.size, ranges) * self.width, terms + 1 - self.width)
             free, term = (outer, along) if self.by_terms else (along, outer)
             row = side.start + free
             known = next((piece for piece in found if piece.row == row), None)

@@ -485,8 +485,9 @@ def _split_small(d: Dim, b: int, ranges: Ranges | None) -> tuple[int, DimLike, D
         return None
     candidates = sorted({math.gcd(factor, b) for monomial, factor in d.terms if monomial} - {1}, reverse=True)
     for g in candidates:
-        large = _polynomial((monomial, factor // g) for monomial, factor in d.terms if monomial and factor % g == 0)
-        small = _polynomial((monomial, factor) for monomial, factor in d.terms if not monomial or factor % g)
+        # a constant goes to both: its multiple of g, and what is left
+        large = _polynomial((monomial, factor // g) for monomial, factor in d.terms if not monomial or factor % g == 0)
+        small = _polynomial((monomial, factor if monomial else factor % g) for monomial, factor in d.terms if not monomial or factor % g)
         if isinstance(large, Dim) and isinstance(small, Dim) and _within(small, g, ranges):
             return g, large, small
     return None

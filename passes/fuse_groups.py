@@ -135,7 +135,11 @@ class Group:
 
     def _absorb_view(self, node: Node) -> bool:
         """A contraction reads its operands many times, so only what moves elements by affine indices is free there."""
-        if self.anchor is None or self.anchor.op != "dot_general" or not self._is_view(node):
+        if self.anchor is None or not self._is_view(node):
+            return False
+        # a convolution reads its image by computed positions, its weights as they come
+        weights = self.anchor.op == "conv" and node.op == "transpose" and node.output is not self.anchor.inputs[0]
+        if self.anchor.op != "dot_general" and not weights:
             return False
         if any(node.output in member.inputs for member in self.members if member not in self._anchored()):
             return False

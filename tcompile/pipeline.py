@@ -84,6 +84,7 @@ def passes(target: Target) -> tuple[Pass, ...]:
     from tcompile.passes.fold import FoldConstants
     from tcompile.passes.fuse import Fuse
     from tcompile.passes.layout import AssignLayouts
+    from tcompile.passes.layout_taps import WeightsByTaps
     from tcompile.passes.quantised import IntegerContractions
     from tcompile.passes.recognise import Recognise
 
@@ -94,6 +95,7 @@ def passes(target: Target) -> tuple[Pass, ...]:
         Recognise(),
         AssignLayouts(target),
         FoldConstants("fold-packed", extra=(*repeats.RULES, *index_bounds.RULES)),
+        WeightsByTaps(target),
         Fuse(target),
     )
 
