@@ -19,6 +19,7 @@ from functools import partial
 from tcompile.codegen.access import ravel, unravel
 from tcompile.codegen.cpu_epilogue import Epilogue, anchor, store_tile
 from tcompile.codegen.cpu_split import split_task
+from tcompile.codegen.cpu_sweep import Stage, is_swept, run_swept
 from tcompile.codegen.cpu_tile import Accumulator, micro_kernel
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare, index_value, select
@@ -179,21 +180,35 @@ class DirectConv:
     ) -> None:
         """One task, with the number of output blocks known."""
         nest, height = self.nest, self.tile.rows
+        if is_swept(self):
+            units = tiles if self.flat else self.rows
+            count = dims.minimum(per_chunk, units - first, nest.ranges)
+            run_swept(self, image, bundle * self.wide, blocks, first, count, partial(self._in_last_chunk, chunks, chunk))
+            return
         emit = partial(self._tile, image, bundle * self.wide, blocks)
         if self.flat:
             with nest.loop(dims.minimum(per_chunk, tiles - first, nest.ranges)) as tile:
                 emit(height, (), (first + tile) * height)
-            if chunks == 1:
-                self._rest(partial(emit, row=()), tiles)
-            elif list(self._rests(tiles)):
-                with nest.branch(compare("eq", chunk, chunks - 1)):
-                    self._rest(partial(emit, row=()), tiles)
+            if list(self._rests(tiles)):
+                self._in_last_chunk(chunks, chunk, partial(self._rest, partial(emit, row=()), tiles))
             return
         with nest.loop(dims.minimum(per_chunk, self.rows - first, nest.ranges)) as offset:
             row: Shape = tuple(split_task(self.nest, first + offset, self.spatial[:-1])) if len(self.spatial) > 1 else ()
             with nest.loop(tiles) as tile:
                 emit(height, row, tile * height)
             self._rest(partial(emit, row=row), tiles)
+
+    def _in_last_chunk(self, chunks: DimLike, chunk: DimLike, emit: Callable[[], None]) -> None:
+        """Runs ``emit`` in the last of a row's chunks."""
+        if chunks == 1:
+            emit()
+            return
+        with self.nest.branch(compare("eq", chunk, chunks - 1)):
+            emit()
+
+    def stage_tile(self, stage: Stage, height: int, row: Shape, start: DimLike, at: DimLike) -> None:
+        """The sums of a tile, put at a position of a stage."""
+        stage.put(self._sum(stage.image, stage.block, stage.blocks, height, row, start), at)
 
     def _rest(self, emit: Callable[..., None], tiles: DimLike) -> None:
         """The columns that fill no tile."""

@@ -13,6 +13,7 @@ from functools import partial
 from tcompile.codegen.access import ravel
 from tcompile.codegen.cpu_conv import DirectConv
 from tcompile.codegen.cpu_epilogue import anchor, store_tile
+from tcompile.codegen.cpu_sweep import Stage
 from tcompile.codegen.cpu_tile import Accumulator, multiply_add
 from tcompile.codegen.draft import Scope
 from tcompile.codegen.scalar import cast, const
@@ -47,21 +48,31 @@ class DepthwiseConv(DirectConv):
         return Tile(height, 1, lane_count), 1
 
     def _tile(self, image: DimLike, block: DimLike, blocks: int, height: int, row: Shape, start: DimLike) -> None:
-        nest = self.nest
-        tile = Tile(height, 1, self.tile.lanes)
-        with nest.loop(self.block // tile.lanes) as part:
-            first = part * tile.lanes
-            acc = Accumulator(nest.alloc(self.dtype, (height, 1, tile.lanes), Space.REGISTER), tile, self.dtype)
-            with nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
-                for column in range(height):
-                    nest.store(acc.buffer, (column, 0, lane), const(0, self.dtype))
-            with nest.loops(self.kernel[:-1]) as outer, nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
-                self._kernel_row(acc, partial(self._input, image, block, row, start, outer), (block, *outer), first + lane, lane)
+        with self.nest.loop(self.block // self.tile.lanes) as part:
+            first = part * self.tile.lanes
+            acc = self._sums(image, block, first, height, row, start)
 
             def place(column: DimLike, wide: DimLike, lane: DimLike) -> Shape:
                 return (image, block, *row, start + column, first + lane)
 
-            store_tile(self.epilogue, acc, place, tile.lanes)
+            store_tile(self.epilogue, acc, place, self.tile.lanes)
+
+    def stage_tile(self, stage: Stage, height: int, row: Shape, start: DimLike, at: DimLike) -> None:
+        """The sums of a tile, put at a position of a stage."""
+        with self.nest.loop(self.block // self.tile.lanes) as part:
+            first = part * self.tile.lanes
+            stage.put(self._sums(stage.image, stage.block, first, height, row, start), at, first)
+
+    def _sums(self, image: DimLike, block: DimLike, first: DimLike, height: int, row: Shape, start: DimLike) -> Accumulator:
+        """The sums of the lanes from ``first`` of a tile."""
+        nest, tile = self.nest, Tile(height, 1, self.tile.lanes)
+        acc = Accumulator(nest.alloc(self.dtype, (height, 1, tile.lanes), Space.REGISTER), tile, self.dtype)
+        with nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
+            for column in range(height):
+                nest.store(acc.buffer, (column, 0, lane), const(0, self.dtype))
+        with nest.loops(self.kernel[:-1]) as outer, nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
+            self._kernel_row(acc, partial(self._input, image, block, row, start, outer), (block, *outer), first + lane, lane)
+        return acc
 
     def _kernel_row(self, acc: Accumulator, source, weights: Shape, channel: DimLike, lane: DimLike) -> None:
         """One row of the kernel over the tile, in the order of input positions."""

@@ -26,7 +26,25 @@ from tcompile.errors import InvalidModelError, UnsupportedError
 from tcompile.ir import dims
 from tcompile.ir.dims import Range
 from tcompile.ir.dtypes import I64
-from tcompile.ir.loops import Alloc, Block, Check, For, If, Kernel, Let, Load, LoopKind, Prefetch, Space, Status, Stmt, Store, While
+from tcompile.ir.loops import (
+    Alloc,
+    Block,
+    Check,
+    Expr,
+    For,
+    If,
+    Index,
+    Kernel,
+    Let,
+    Load,
+    LoopKind,
+    Prefetch,
+    Space,
+    Status,
+    Stmt,
+    Store,
+    While,
+)
 from tcompile.ir.loops_evaluate import postorder
 from tcompile.ir.target import Target
 
@@ -67,8 +85,15 @@ class Statements(Control):
             self.forget()  # it meant something else before
         if stmt.value.dtype == I64:
             self.names.values[stmt.name] = int(made.name) if made.literal and not made.lanes else made
-            self.names.ranges[stmt.name] = _UNBOUNDED
+            self.names.ranges[stmt.name] = self._range(stmt.value)
         self.variables[stmt.name] = made
+
+    def _range(self, made: Expr) -> Range:
+        """What is known of a named index: divisions of what is not negative are short."""
+        if not isinstance(made, Index):
+            return _UNBOUNDED
+        low, high = (bound(made.expr, self.names.ranges) for bound in (dims.lower_bound, dims.upper_bound))
+        return Range(_UNBOUNDED.lo if low is None else low, _UNBOUNDED.hi if high is None else high)
 
     def _alloc(self, stmt: Alloc) -> None:
         if stmt.space is Space.REGISTER:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tcompile.codegen.math_term import Term, at_least, at_most, exponent_bias, fma, horner, mantissa_bits, select
+from tcompile.codegen.math_term import Term, at_least, at_most, estrin, exponent_bias, fma, horner, mantissa_bits, select
 from tcompile.ir.dtypes import F32, F64
 
 
@@ -125,7 +125,8 @@ def exp_scaled(x: Term, lowest: float, highest: float, shift: int) -> Term:
 
 def _scale_exp(r: Term, scale: Term) -> Term:
     """exp(r) * scale for the reduced r."""
-    return fma(fma(r * r, horner(r, _TABLES[r.dtype].exp), r), scale, scale)
+    square = r * r
+    return fma(fma(square, estrin(r, square, _TABLES[r.dtype].exp), r), scale, scale)
 
 
 def reduce(x: Term, bias: int) -> tuple[Term, Term]:

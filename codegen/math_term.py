@@ -157,6 +157,15 @@ def horner(x: Term, coefficients: Sequence[float]) -> Term:
     return total
 
 
+def estrin(x: Term, square: Term, coefficients: Sequence[float]) -> Term:
+    """``horner`` with half its latency: terms of a pair each by x, then the pairs by ``square``, which is x * x."""
+    pairs = [coefficients[k : k + 2] for k in range(0, len(coefficients), 2)]
+    total, *rest = [horner(x, pair) for pair in reversed(pairs)]
+    for pair in rest:
+        total = fma(total, square, pair)
+    return total
+
+
 def saturating_rational(x: Term, limit: float, numerator: Sequence[float], denominator: Sequence[float]) -> Term:
     """x * N(x*x) / D(x*x), an odd function that reaches 1 at ``limit``: clamped there, and in its value."""
     inside = at_most(at_least(x, -limit), limit)

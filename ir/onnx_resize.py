@@ -90,6 +90,8 @@ def _resize(ctx: OpContext, sampling: Sampling, plans: Sequence[AxisPlan], axes:
     x = Term(ctx.builder, ctx.input(0))
     crop = sampling.coordinates == "tf_crop_and_resize"
     active = [plan for plan in plans if (crop and (plan.begin, plan.end) != (0.0, 1.0)) or not _is_identity(plan)]
+    if not crop:
+        x, active = _repeated(x, active)
     if sampling.mode == "nearest":
         for plan in active:
             x = _nearest(x, plan, sampling)
@@ -98,6 +100,18 @@ def _resize(ctx: OpContext, sampling: Sampling, plans: Sequence[AxisPlan], axes:
     for plan in active:
         work = _interpolate(work, plan, sampling)
     return _back(work, x, rounds=sampling.antialias).value
+
+
+def _repeated(x: Term, plans: Sequence[AxisPlan]) -> tuple[Term, list[AxisPlan]]:
+    """Axes of one element repeat it in every mode, since weights add up to 1: resized by a broadcast, and the plans that are left."""
+    single = {plan.axis: plan.target for plan in plans if plan.source == 1}
+    if not single:
+        return x, list(plans)
+    kept = [axis for axis in range(x.rank) if axis not in single]
+    rows = x.reshape(*(x.shape[axis] for axis in kept))
+    shape = tuple(single.get(axis, extent) for axis, extent in enumerate(x.shape))
+    made = x.b.emit("broadcast", rows.value, shape=shape, axes=tuple(kept))
+    return Term(x.b, made), [plan for plan in plans if plan.axis not in single]
 
 
 def _is_identity(plan: AxisPlan) -> bool:

@@ -25,11 +25,13 @@ from tcompile.ir.graph import Graph, Node, Value
 from tcompile.ir.target import Target
 from tcompile.passes.fuse_costs import cost, estimate
 from tcompile.passes.fuse_groups import (
+    BORDER_WRITERS,
     CONTRACTIONS,
     PLAIN_CONTRACTIONS,
     Group,
     Kind,
     Surroundings,
+    is_border,
     is_code,
     is_contraction,
     reduces_trailing,
@@ -76,7 +78,7 @@ class _Planner:
         attentions = self._attentions()
         self.inside = {node: found.second for found in attentions.values() for node in found.members}
         splats = (node.output for node in graph.nodes if node.op == "broadcast" and not node.attrs["axes"])
-        self.around = Surroundings(attentions, frozenset(splats), contractions)
+        self.around = Surroundings(attentions, frozenset(splats), contractions, self._borders())
         self.homes: dict[Node, list[Group]] = {}  # the kernels a node is evaluated in; none: dead
         self.groups: list[Group] = []
         self.views: dict[Node, None] = {}  # reshapes of stored values that a group had taken
@@ -99,6 +101,26 @@ class _Planner:
             if attention is not None and self._is_closed(attention):
                 found[node] = attention
         return found
+
+    def _borders(self) -> frozenset[Node]:
+        """The pads whose operand is made of one contraction that can write the border, and of nothing that leaves the kernel."""
+        return frozenset(node for node in self.graph.nodes if node.op == "pad" and self._is_border(node))
+
+    def _is_border(self, pad: Node) -> bool:
+        inside, pending, anchors = {pad}, [pad.inputs[0]], []
+        while pending:
+            value = pending.pop()
+            made = self.producers.get(value)
+            if made is None or made in inside or made.op in SOURCES or made.op == "broadcast":
+                continue
+            if value in self.returned or not inside.issuperset(self.users.get(value, ())):
+                continue  # it is stored, or another path may come to it yet
+            inside.add(made)
+            if made.op == "map":
+                pending.extend(made.inputs)
+            elif made.op in BORDER_WRITERS:
+                anchors.append(made)
+        return len(anchors) == 1 and is_border(pad, anchors[0])
 
     def _is_closed(self, attention: Attention) -> bool:
         inner = {attention.second, *attention.members}

@@ -44,12 +44,14 @@ class Kind(StrEnum):
 class Surroundings:
     """What groups know of their graph: attentions by the product that each ends in, and the broadcasts of scalars.
 
-    ``contractions`` are the ops that templates make kernels around, and the kind of each.
+    ``contractions`` are the ops that templates make kernels around, and the kind of each; ``borders`` are the pads around results
+    of contractions whose kernels write the border too.
     """
 
     attentions: Mapping[Node, Attention]
     splats: frozenset[Value]
     contractions: Mapping[str, str] = field(default_factory=lambda: CONTRACTIONS)
+    borders: frozenset[Node] = frozenset()
 
 
 @dataclass(eq=False)
@@ -222,9 +224,7 @@ class Group:
 
     def _writes_border(self, pad: Node, anchor: Node) -> bool:
         """Whether the anchor's kernel can write the border: a blocked convolution, around its spatial axes, as its last step."""
-        low, high = pad.attrs["low"], pad.attrs["high"]
-        outside = (0, 1, len(low) - 1)
-        return pad is self.root and anchor.op in BORDER_WRITERS and all(low[k] == 0 and high[k] == 0 for k in outside)
+        return pad is self.root and is_border(pad, anchor)
 
     # Starting -----------------------------------------------------------------------------------------
 
@@ -293,6 +293,8 @@ class Group:
             return 0.0
         total = max(estimate(self.root.output.type.size, self.symbols), 1.0)
         evaluations = sum(self._evaluations(index) for index in self.demand[node.output])
+        if self.root in self.around.borders:
+            evaluations *= estimate(self.root.inputs[0].type.size, self.symbols) / total  # none for the border itself
         return work * max(evaluations - estimate(node.output.type.size, self.symbols), 0.0) / total
 
     def _evaluations(self, index: Shape) -> float:
@@ -308,6 +310,13 @@ class Group:
 def is_contraction(node: Node, contractions: Mapping[str, str] = CONTRACTIONS) -> bool:
     """Whether a template makes a kernel around this node; others get naive loops of their own."""
     return node.op in contractions and all(value.dtype.bits >= 8 for value in node.inputs)
+
+
+def is_border(pad: Node, anchor: Node) -> bool:
+    """Whether the kernel of a contraction can write the border that a pad adds: a blocked convolution's, around its spatial axes."""
+    low, high = pad.attrs["low"], pad.attrs["high"]
+    outside = (0, 1, len(low) - 1)
+    return anchor.op in BORDER_WRITERS and all(low[k] == 0 and high[k] == 0 for k in outside)
 
 
 def is_code(node: Node) -> bool:

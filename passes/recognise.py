@@ -9,7 +9,8 @@ the weights that result.
     %y = map(%m, broadcast(%bias)) {fn = "add"}              %y = map(%c, broadcast(%bias)) {fn = "add"}
 
 Folding a scale rounds once per weight instead of once per result: the error stays within a contraction's tolerance.
-The rules are in ``passes/recognise_scales.py``, ``recognise_dots.py``, ``recognise_gathers.py`` and ``recognise_functions.py``.
+The rules are in ``passes/recognise_scales.py``, ``recognise_dots.py``, ``recognise_gathers.py``,
+``recognise_channels.py`` and ``recognise_functions.py``.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tcompile.ir.graph import Graph
-from tcompile.passes import recognise_dots, recognise_functions, recognise_gathers, recognise_scales
+from tcompile.passes import recognise_channels, recognise_dots, recognise_functions, recognise_gathers, recognise_scales
 from tcompile.passes.fold import FoldConstants
 
-RULES = (*recognise_gathers.RULES, *recognise_scales.RULES, *recognise_dots.RULES, *recognise_functions.RULES)
+RULES = (
+    *recognise_gathers.RULES, *recognise_channels.RULES, *recognise_scales.RULES, *recognise_dots.RULES, *recognise_functions.RULES,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

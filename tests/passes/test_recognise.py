@@ -160,3 +160,27 @@ CASES = {
 @pytest.mark.parametrize("sentence", CASES)
 def test_rule(sentence: str) -> None:
     expect(Recognise(), *CASES[sentence], exact=False)
+
+
+def flat_conv(b: Builder, x, w):
+    return b.emit("conv", x, w, strides=(2, 1), lhs_dilation=(1, 1), dilation=(1, 1), low=(0, 0), high=(0, 0), groups=1, dtype=dtypes.F32)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 2)])
+def test_channels_that_are_the_same_at_every_position_become_a_bias(kernel, place) -> None:
+    b = Builder("g")
+    x, v, z = b.input("x", dtypes.F32, (2, 3, 6, 5)), b.input("v", dtypes.F32, (2, 7)), b.input("z", dtypes.F32, (2, 1, 6, 5))
+    parts = [x, z]
+    parts.insert(place, b.emit("broadcast", v, shape=(2, 7, 6, 5), axes=(0, 1)))
+    y = flat_conv(b, b.emit("concat", *parts, axis=1), b.constant(normal(4, 11, *kernel)))
+    found = check(b, y, normal(2, 3, 6, 5), normal(2, 7), normal(2, 1, 6, 5))
+    assert sorted(found) == ["add", "concat", "conv", "dot_general"]
+
+
+def test_channels_that_meet_a_border_stay() -> None:
+    b = Builder("g")
+    x, v = b.input("x", dtypes.F32, (2, 3, 6, 5)), b.input("v", dtypes.F32, (2, 2))
+    joined = b.emit("concat", x, b.emit("broadcast", v, shape=(2, 2, 6, 5), axes=(0, 1)), axis=1)
+    y = conv(b, joined, b.constant(normal(4, 5, 3, 3)))
+    assert check(b, y, normal(2, 3, 6, 5), normal(2, 2)) == ["concat", "conv"]

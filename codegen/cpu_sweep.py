@@ -1,0 +1,141 @@
+"""Epilogues of polynomials (sigmoid, tanh, erf) over many results of a convolution at once.
+
+    for each group of tiles:                               the micro-kernel stores plain sums
+        stage[block][position][lane] = the tile's sums
+        for each block, for each position:  epilogue; store
+
+A loop over the few vectors of one tile would end, and be guessed wrongly, before the long chains of a polynomial overlap, and
+written out for each vector it would load its constants for each. The stage of a group lies in the L1 cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tcompile.codegen.access import unravel
+from tcompile.codegen.cpu_split import split_task
+from tcompile.codegen.cpu_tile import Accumulator
+from tcompile.ir import dims
+from tcompile.ir.dims import DimLike, Shape
+from tcompile.ir.loops import Load, LoopKind
+
+if TYPE_CHECKING:
+    from tcompile.codegen.cpu_conv import DirectConv
+
+STAGE_BYTES = 8 << 10
+
+
+def is_swept(conv: DirectConv) -> bool:
+    """Whether a convolution's epilogue is worth a sweep of its own: it takes functions, and rows have a known length."""
+    return not conv.epilogue.small and isinstance(conv.columns, int) and conv.columns > 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Sums of ``blocks`` output blocks from ``block`` of an image, at up to ``room`` positions each."""
+
+    conv: DirectConv
+    buffer: str
+    room: int
+    image: DimLike
+    block: DimLike
+    blocks: int
+
+    def put(self, acc: Accumulator, at: DimLike, lane0: DimLike = 0) -> None:
+        """Stores a tile whose first column is the position ``at``, and whose first vector starts at ``lane0`` of its block."""
+        nest, tile, width = self.conv.nest, acc.tile, self.conv.block
+        with nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
+            for row in range(tile.rows):
+                for vector in range(tile.vectors):
+                    part, start = divmod(vector * tile.lanes, width)
+                    nest.store(self.buffer, (part * self.room + at + row) * width + start + lane0 + lane, acc.at(row, vector, lane))
+
+    def sweep_rows(self, rows: DimLike, row: Callable[[DimLike], Shape]) -> None:
+        """The epilogue of whole rows, ``row(k)`` being the outer coordinates of the k-th."""
+        nest, columns = self.conv.nest, self.conv.columns
+        with nest.loop(self.blocks) as part, nest.loop(rows) as number:
+            outer = row(number)
+            with nest.loop(columns) as column:
+                self._result(part, number * columns + column, (*outer, column))
+
+    def sweep_positions(self, first: DimLike, count: DimLike) -> None:
+        """The epilogue of positions in memory order from ``first``: as one row, or row by row where borders part them."""
+        nest, spatial = self.conv.nest, self.conv.spatial
+        if self.conv.epilogue.pad is None or len(spatial) == 1:
+            with nest.loop(self.blocks) as part, nest.loop(count) as at:
+                self._result(part, at, unravel(first + at, spatial, nest.ranges))
+            return
+        width, last = spatial[-1], first + count
+        top = dims.floordiv(first, width, nest.ranges)
+        with nest.loop(self.blocks) as part, nest.loop(dims.floordiv(last - 1, width, nest.ranges) - top + 1) as offset:
+            row = top + offset
+            start = dims.maximum(first, row * width, nest.ranges)
+            outer = tuple(split_task(nest, row, spatial[:-1]))
+            with nest.loop(dims.minimum(last, row * width + width, nest.ranges) - start) as at:
+                self._result(part, start - first + at, (*outer, start - row * width + at))
+
+    def _result(self, part: DimLike, at: DimLike, position: Shape) -> None:
+        conv = self.conv
+        lanes = conv.tile.lanes
+        with conv.nest.loop(conv.block, LoopKind.VECTOR, lanes) as lane:
+            value = Load(self.buffer, ((part * self.room + at) * conv.block + lane,), conv.dtype)
+            conv.epilogue.store((self.image, self.block + part, *position, lane), value)
+
+
+def run_swept(conv: DirectConv, image: DimLike, block: DimLike, blocks: int, first: DimLike, count: DimLike, last_chunk) -> None:
+    """One task: ``count`` units from ``first``, tiles of the only row or whole rows, of ``blocks`` output blocks from ``block``.
+
+    ``last_chunk(emit)`` runs ``emit`` in the task that ends the only row.
+    """
+    positions = max(STAGE_BYTES // (blocks * conv.block * conv.dtype.bytes), 1)
+    (_swept_row if conv.flat else _swept_rows)(conv, positions, image, block, blocks, first, count, last_chunk)
+
+
+def _swept_row(
+    conv: DirectConv, positions: int, image: DimLike, block: DimLike, blocks: int, first: DimLike, count: DimLike, last_chunk
+) -> None:
+    nest, height = conv.nest, conv.tile.rows
+    tiles = conv.columns // height
+    group = min(max(positions // height, 1), max(tiles, 1))
+    stage = Stage(conv, nest.alloc(conv.dtype, (blocks * group * height * conv.block,)), group * height, image, block, blocks)
+    with nest.loop(dims.ceildiv(count, group, nest.ranges)) as number:
+        start = first + number * group
+        here = dims.minimum(group, count - number * group, nest.ranges)
+        with nest.loop(here) as tile:
+            conv.stage_tile(stage, height, (), (start + tile) * height, tile * height)
+        stage.sweep_positions(start * height, here * height)
+    rest = conv.columns % height
+    if rest:
+        last_chunk(partial(_rest, conv, stage, rest, tiles * height))
+
+
+def _rest(conv: DirectConv, stage: Stage, rest: int, start: int) -> None:
+    conv.stage_tile(stage, rest, (), start, 0)
+    stage.sweep_positions(start, rest)
+
+
+def _swept_rows(
+    conv: DirectConv, positions: int, image: DimLike, block: DimLike, blocks: int, first: DimLike, count: DimLike, last_chunk
+) -> None:
+    nest, height, columns = conv.nest, conv.tile.rows, conv.columns
+    group = max(positions // columns, 1)
+    group = min(group, conv.rows) if isinstance(conv.rows, int) and conv.rows else group
+    stage = Stage(conv, nest.alloc(conv.dtype, (blocks * group * columns * conv.block,)), group * columns, image, block, blocks)
+
+    def row(number: DimLike) -> Shape:
+        return tuple(split_task(nest, number, conv.spatial[:-1])) if len(conv.spatial) > 1 else ()
+
+    with nest.loop(dims.ceildiv(count, group, nest.ranges)) as number:
+        start = first + number * group
+        here = dims.minimum(group, count - number * group, nest.ranges)
+        with nest.loop(here) as offset:
+            outer = row(start + offset)
+            with nest.loop(columns // height) as tile:
+                conv.stage_tile(stage, height, outer, tile * height, offset * columns + tile * height)
+            rest = columns % height
+            if rest:
+                conv.stage_tile(stage, rest, outer, columns - rest, offset * columns + columns - rest)
+        stage.sweep_rows(here, lambda offset: row(start + offset))
