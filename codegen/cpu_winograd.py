@@ -52,7 +52,7 @@ class WinogradConv:
         self.nest = self.draft.nest
         self.epilogue = Epilogue(self.draft, node, self.core)
         self.x, self.u = self.core.inputs
-        self.form = form or form_of(self.core.attrs["kernel"], self.x.type.rank - 3)
+        self.form = form or self._form()
         self.dilation = self.core.attrs.get("dilation", (1,) * self.form.axes)
         self.images, self.outputs, *self.size, self.block = self.core.output.shape
         self.inputs = len(self.form.offsets) * self.x.shape[1]  # blocks of V: those of each piece of the kernel
@@ -76,6 +76,11 @@ class WinogradConv:
         self.draft.flops = 2 * self.core.output.type.size * taps * self.x.shape[1] * self.block
         name = "x".join([str(self.form.outputs)] * self.form.axes)
         self.draft.tags["tile"] = f"{self.together} x {name}, {self.tile.rows}x{self.tile.vectors}x{self.lanes}"
+
+    def _form(self) -> Winograd:
+        form = form_of(self.core.attrs["kernel"], self.x.type.rank - 3, self.core.attrs["tile"])
+        assert form is not None, self.core.attrs
+        return form
 
     def _share(self, together: int) -> int:
         """Output blocks of one task: all, or where there are few blocks of tiles a part that still outweighs the input transform."""

@@ -18,7 +18,9 @@ def _infer(types: Types, attrs: Attrs, regions: object) -> Types:
     x, u = types
     need(attrs["kernel"] in BY_KERNEL, f"a kernel of {' or '.join(map(str, BY_KERNEL))} taps", attrs["kernel"])
     need(x.rank in (4, 5), "x [N, I/B, H, W, B] or [N, I/B, W, B]", x)
-    form = form_of(attrs["kernel"], x.rank - 3)
+    form = form_of(attrs["kernel"], x.rank - 3, attrs["tile"])
+    if form is None:
+        raise RuleError(f"tiles of {' or '.join(str(form.outputs) for form in BY_KERNEL[attrs['kernel']])} outputs", attrs["tile"])
     values, pieces = form.values, len(form.offsets)
     need(u.rank == 6 and u.shape[0] == values and u.shape[2] == pieces, f"u [{values}, O/B, {pieces}, I/B, Bi, Bo]", u)
     need(x.dtype == u.dtype == attrs["dtype"] and x.dtype.is_float, "floats of one type", f"{x.dtype}, {u.dtype}, {attrs['dtype']}")
@@ -32,7 +34,9 @@ def _infer(types: Types, attrs: Attrs, regions: object) -> Types:
 
 def _evaluate(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
     x, u = (convert(array, attrs["dtype"].compute).astype(np.float64) for array in arrays)
-    size, form, dilation = concrete(attrs["size"], env), form_of(attrs["kernel"], x.ndim - 3), attrs["dilation"]
+    size, dilation = concrete(attrs["size"], env), attrs["dilation"]
+    form = form_of(attrs["kernel"], x.ndim - 3, attrs["tile"])
+    assert form is not None, attrs
     out = np.zeros((x.shape[0], u.shape[1], *size, u.shape[5]))
     for phase in itertools.product(*map(range, dilation)):
         part = out[:, :, *(slice(first, None, step) for first, step in zip(phase, dilation, strict=True))]
@@ -73,10 +77,10 @@ def _convolved(windows: np.ndarray, u: np.ndarray, form: Winograd) -> np.ndarray
 register(
     OpSpec(
         "conv_winograd",
-        "conv_winograd(x, u) {kernel, size, low, dilation, dtype}: a convolution at stride 1 of x [N, I/B, (H,) W, B] with "
-        "transformed weights u; ``low`` zeros stand before the input, and behind it as many as ``size`` outputs read.",
+        "conv_winograd(x, u) {kernel, tile, size, low, dilation, dtype}: a convolution at stride 1 of x [N, I/B, (H,) W, B] with "
+        "transformed weights u, in tiles of ``tile`` outputs per axis; ``low`` zeros stand before the input, and behind it as many as ``size`` outputs read.",
         operands=(2, 2),
-        attrs={"kernel": "int", "size": "dims", "low": "ints", "dilation": "ints", "dtype": "dtype"},
+        attrs={"kernel": "int", "tile": "int", "size": "dims", "low": "ints", "dilation": "ints", "dtype": "dtype"},
         infer=_infer,
         evaluate=_evaluate,
         tolerance=Tolerance(ulp=8, grows=True),

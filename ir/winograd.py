@@ -3,9 +3,9 @@
     Y = At [ (G g Gt) * (Bt d B) ] A        d: n x n inputs (n = m + r - 1), g: r x r weights, Y: m x m outputs, * elementwise
 
 after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The points are symmetric: 0, pairs of +-p, and
-infinity. For 3x3 kernels they are 0, +-3/4, +-3/2, not the usual 0, +-1, +-2: the error is then that of a direct convolution;
-for larger kernels, 0, +-1/2, +-1, +-2 err some four times as much. A NaN or infinity in an input tile spreads over the outputs of
-the tile. The same along a single axis, y = At [ (G g) * (Bt d) ]: m outputs from n products instead of m * r.
+infinity. For F(4 x 4, 3 x 3) they are 0, +-3/4, +-3/2, not the usual 0, +-1, +-2: the error is then that of a direct convolution,
+as it is with 0, +-1 for F(2 x 2, 3 x 3); for larger kernels, 0, +-1/2, +-1, +-2 err some four times as much. A NaN or infinity in
+an input tile spreads over the outputs of the tile. The same along a single axis, y = At [ (G g) * (Bt d) ]: m outputs from n products instead of m * r.
 
 A kernel of more taps than r is a sum of pieces: piece k of an axis has the taps from k * r on, and reads inputs so far ahead.
 """
@@ -15,12 +15,12 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
 _WHOLE = {6: (Fraction(1), Fraction(2))}
-_PAIRS = {6: (Fraction(3, 4), Fraction(3, 2)), 8: (Fraction(1, 2), Fraction(1), Fraction(2))}
+_PAIRS = {4: (Fraction(1),), 6: (Fraction(3, 4), Fraction(3, 2)), 8: (Fraction(1, 2), Fraction(1), Fraction(2))}
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,18 @@ class Winograd:
         return at @ products.reshape(*products.shape[:-1], self.inputs, self.inputs) @ at.T
 
 
-BY_KERNEL = {3: Winograd(4, 3), 5: Winograd(4, 5), 7: Winograd(5, 4, pieces=2)}  # what a kernel of this many taps per axis is computed by
-_LINES = {kernel: replace(form, axes=1) for kernel, form in BY_KERNEL.items()}
+# What a kernel of this many taps per axis is computed by: large tiles, and small ones, which have fewer weights and fit small outputs.
+BY_KERNEL = {3: (Winograd(4, 3), Winograd(2, 3)), 5: (Winograd(4, 5),), 7: (Winograd(5, 4, pieces=2),)}
 
 WHOLE = Winograd(4, 3, whole=True)  # of 3x3 kernels on codes: values of 16 bits, sums of 32
 
 
-def form_of(kernel: int, axes: int) -> Winograd:
-    """The algorithm for a kernel of ``BY_KERNEL`` along one or two axes."""
-    return BY_KERNEL[kernel] if axes == 2 else _LINES[kernel]
+@cache
+def forms_of(kernel: int, axes: int) -> tuple[Winograd, ...]:
+    """The algorithms for a kernel of ``BY_KERNEL`` along one or two axes."""
+    return tuple(replace(form, axes=axes) for form in BY_KERNEL[kernel])
+
+
+def form_of(kernel: int, axes: int, outputs: int) -> Winograd | None:
+    """The one of ``forms_of`` with tiles of ``outputs`` outputs per axis; None where there is none."""
+    return next((form for form in forms_of(kernel, axes) if form.outputs == outputs), None)

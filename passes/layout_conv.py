@@ -21,7 +21,7 @@ from tcompile.passes.layout_integer import conv_interleaved, word_parts
 from tcompile.passes.layout_joined import joined_input
 from tcompile.passes.layout_transposed import assign_transposed
 from tcompile.passes.layout_whole import assign_whole_winograd
-from tcompile.passes.layout_winograd import assign_winograd, winograd_pays
+from tcompile.passes.layout_winograd import assign_winograd, winograd_form
 
 STEM_CHANNELS = 8  # a plain input of fewer channels than this is read as it lies
 
@@ -60,8 +60,9 @@ def _assign(node: Node, forms: Forms, weights: np.ndarray) -> bool:
         if parts is not None:
             forms.set_blocked(node.output, conv_interleaved(node, forms, weights, groups, parts), 0.0)
             return True
-        if groups == 1 and forms.winograd and winograd_pays(node, weights, forms):
-            assign_winograd(node, weights, forms)
+        form = winograd_form(node, weights, forms) if groups == 1 and forms.winograd else None
+        if form is not None:
+            assign_winograd(node, weights, form, forms)
             return True
         padded = _padded(b, forms.finite(x), node, lanes=True)
         result = b.emit("conv_blocked", padded, b.constant(pack_weights(weights, forms.block)), groups=groups, **common)

@@ -7,36 +7,44 @@ A kernel of a single axis is one of that axis alone where the others have one po
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 from tcompile.ir.dims import ceildiv
 from tcompile.ir.dtypes import F32
 from tcompile.ir.graph import Node
 from tcompile.ir.tiles import direct_cycles, winograd_cycles
-from tcompile.ir.winograd import BY_KERNEL, Winograd, form_of
+from tcompile.ir.winograd import BY_KERNEL, Winograd, forms_of
 from tcompile.passes.layout_forms import Forms, pack_array
 
 _MARGIN = 0.85  # of the direct estimate that the other must stay below
 
 
-def winograd_pays(node: Node, weights: np.ndarray, forms: Forms) -> bool:
-    """Whether a convolution has the shape, and enough channels, for the transforms to pay."""
+def winograd_form(node: Node, weights: np.ndarray, forms: Forms) -> Winograd | None:
+    """The algorithm for a convolution; None where it has not the shape, or too few channels for the transforms to pay."""
     attrs, axes = node.attrs, _axes(node, weights)
     size = [node.output.shape[2 + axis] for axis in axes]
     if not axes or weights.shape[2 + axes[0]] not in BY_KERNEL or any(attrs["strides"][axis] != 1 for axis in axes):
-        return False
+        return None
     low = [attrs["low"][axis] for axis in axes]
     if attrs["dtype"] != F32 or not all(isinstance(n, int) for n in (*size, *low)) or min(low) < 0:
-        return False
-    form, block = form_of(weights.shape[2 + axes[0]], len(axes)), forms.block
-    outputs, inputs = (-(-channels // block) * block for channels in weights.shape[:2])
-    tiles, positions = 1, 1
-    for extent, axis in zip(size, axes, strict=True):
-        step = attrs["dilation"][axis]
-        tiles *= ceildiv(ceildiv(extent, step), form.outputs) * step
-        positions *= extent
-    direct = direct_cycles(forms.target, positions, weights.shape[2 + axes[0]] ** form.axes, inputs, outputs)
-    return winograd_cycles(forms.target, form, tiles, inputs, outputs) < _MARGIN * direct
+        return None
+    kernel, steps, block = weights.shape[2 + axes[0]], [attrs["dilation"][axis] for axis in axes], forms.block
+    channels = [-(-channels // block) * block for channels in weights.shape[1::-1]]
+
+    def cycles(form: Winograd) -> float:
+        return winograd_cycles(forms.target, form, _tiles(size, steps, form), *channels)
+
+    best = min(forms_of(kernel, len(axes)), key=cycles)
+    direct = direct_cycles(forms.target, math.prod(size), kernel ** len(axes), *channels)
+    return best if cycles(best) < _MARGIN * direct else None
+
+
+def _tiles(size: Sequence[int], steps: Sequence[int], form: Winograd) -> int:
+    """How many tiles cover an output."""
+    return math.prod(ceildiv(ceildiv(extent, step), form.outputs) * step for extent, step in zip(size, steps, strict=True))
 
 
 def _axes(node: Node, weights: np.ndarray) -> tuple[int, ...]:
@@ -49,16 +57,15 @@ def _axes(node: Node, weights: np.ndarray) -> tuple[int, ...]:
     return moving if len(moving) == 1 and all(node.inputs[0].shape[2 + axis] == 1 for axis in still) else ()
 
 
-def assign_winograd(node: Node, weights: np.ndarray, forms: Forms) -> None:
-    """Computes the convolution; ``winograd_pays`` said that it may."""
+def assign_winograd(node: Node, weights: np.ndarray, form: Winograd, forms: Forms) -> None:
+    """Computes the convolution by the algorithm that ``winograd_form`` found."""
     attrs, axes, b = node.attrs, _axes(node, weights), forms.b
     kernel = weights.shape[2 + axes[0]]
-    form = form_of(kernel, len(axes))
     u = b.constant(pack_transformed(weights.reshape(*weights.shape[:2], *(kernel,) * form.axes), form, forms.block))
     common = {name: tuple(attrs[name][axis] for axis in axes) for name in ("low", "dilation")}
     x, size = forms.finite(node.inputs[0]), tuple(node.output.shape[2 + axis] for axis in axes)
     x = b.reshape(x, (*x.shape[:2], *(x.shape[2 + axis] for axis in axes), x.shape[-1]))
-    result = b.emit("conv_winograd", x, u, kernel=kernel, size=size, **common, dtype=attrs["dtype"])
+    result = b.emit("conv_winograd", x, u, kernel=kernel, tile=form.outputs, size=size, **common, dtype=attrs["dtype"])
     result = b.reshape(result, (*result.shape[:2], *node.output.shape[2:], result.shape[-1]))
     forms.set_blocked(node.output, result, 0.0)
 

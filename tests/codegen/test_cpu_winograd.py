@@ -7,7 +7,7 @@ from tcompile.ir import dims
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
 from tcompile.ir.dtypes import F32
-from tcompile.ir.winograd import form_of
+from tcompile.ir.winograd import form_of, forms_of
 from tests.codegen.template_runs import check_template
 
 RNG = np.random.default_rng(0)
@@ -17,10 +17,10 @@ def normal(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def winograd(b, x, outputs, size, kernel=3, low=(1, 1), dilation=(1, 1)):
-    form = form_of(kernel, len(size))
+def winograd(b, x, outputs, size, kernel=3, low=(1, 1), dilation=(1, 1), tile=None):
+    form = form_of(kernel, len(size), tile or forms_of(kernel, len(size))[0].outputs)
     u = b.constant(normal(form.values, outputs, len(form.offsets), x.shape[1], x.shape[-1], x.shape[-1]))
-    return b.emit("conv_winograd", x, u, kernel=kernel, size=size, low=low, dilation=dilation, dtype=F32)
+    return b.emit("conv_winograd", x, u, kernel=kernel, tile=form.outputs, size=size, low=low, dilation=dilation, dtype=F32)
 
 
 @pytest.mark.parametrize(

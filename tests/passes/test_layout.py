@@ -27,7 +27,8 @@ def laid_out(graph: Graph, **arrays: np.ndarray) -> list[str]:
     verify(done)
     want, got = interpret(graph, arrays), interpret(done, arrays)
     for name, array in want.items():
-        np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-4)
+        # terms as large as the largest result may cancel out in others
+        np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=max(1e-4, 1e-6 * np.abs(array).max(initial=0)))
     return [node.op for node in done.nodes if node.op != "constant"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tcompile.ir import dims, dtypes
 from tcompile.ir.dtypes import ALL, DType
-from tcompile.ir.winograd import form_of
+from tcompile.ir.winograd import forms_of
 from tests.problems.problem import Case, problem
 from tests.problems.values import bits, codes
 
@@ -82,9 +82,9 @@ def conv_winograd(case: Case, dtype: DType, kernel: int, axes: int) -> None:
     size = tuple(max(extent + case.integer(-3, 5), 1) for extent in space)
     blocks, outputs = case.choice((1, 2)), case.choice((1, 2, 4))
     x = case.operand(dtype, (case.extent(among=(0, 1, 2)), blocks, *space, block))
-    form = form_of(kernel, axes)
+    form = case.choice(forms_of(kernel, axes))
     u = case.operand(dtype, (form.values, outputs, len(form.offsets), blocks, block, block), constant=0.5)
-    case.emit("conv_winograd", x, u, kernel=kernel, size=size, low=low, dilation=dilation, dtype=dtype)
+    case.emit("conv_winograd", x, u, kernel=kernel, tile=form.outputs, size=size, low=low, dilation=dilation, dtype=dtype)
 
 
 WORDS = {2: (dtypes.I16, dtypes.I16), 4: (dtypes.U8, dtypes.I8)}
