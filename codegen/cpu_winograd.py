@@ -3,7 +3,7 @@
     parallel for (image, block of tiles, share of output blocks):
         V[n * n][input block][tile][B] = Bt d B                  of every tile and input channel (``cpu_winograd_input``)
         for each group of output blocks:
-            for each value:  M[value][output block][tile][B] = V[value] * U[value]       the micro-kernel
+            for each value:  M[value][output block][tile][B] = V[value] * U[value]       ``cpu_winograd_products``
             Y = At M A; epilogue; store                          what lies inside the output (``cpu_winograd_output``)
 
 A block of tiles is small enough for V and M to stay in the L2 cache. With a dilation, a tile's inputs and outputs are that far
@@ -12,23 +12,19 @@ apart, and neighbouring tiles interleave: each phase of the positions is a convo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from tcompile.codegen.access import ravel
 from tcompile.codegen.cpu_epilogue import Epilogue, anchor
 from tcompile.codegen.cpu_split import split_task
-from tcompile.codegen.cpu_tile import micro_kernel
 from tcompile.codegen.cpu_winograd_input import transform_input
 from tcompile.codegen.cpu_winograd_output import transform_output
+from tcompile.codegen.cpu_winograd_products import Products
 from tcompile.codegen.cpu_winograd_tiles import Planes, Tiles
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare
 from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
-from tcompile.ir.dims import DimLike, Shape
+from tcompile.ir.dims import DimLike
 from tcompile.ir.graph import Node
-from tcompile.ir.loops import Expr, Load, LoopKind
+from tcompile.ir.loops import LoopKind
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import FMA, Step, Tile, lanes, winograd_block
 from tcompile.ir.winograd import Winograd, form_of
@@ -47,7 +43,7 @@ class WinogradConv:
         """``form`` and ``terms`` (of a block of inputs) by default are the op's, ``step`` is that of its products."""
         found = anchor(node)
         assert found is not None, node.op
-        self.core = found
+        self.core, self.target = found, target
         self.draft = Draft("winograd", node, scope)
         self.nest = self.draft.nest
         self.epilogue = Epilogue(self.draft, node, self.core)
@@ -102,7 +98,7 @@ class WinogradConv:
             with nest.loop(-(-self.share // self.group)) as group:
                 done = group * self.group
                 lowest, members = share * self.share + done, dims.minimum(self.group, self.share - done, nest.ranges)
-                self._multiply(v, m, lowest, members)
+                self.multiply(v, m, lowest, members)
                 transform_output(self, image, m, first, count, lowest, members)
             if self.epilogue.pad is not None:
                 self._border(image, block, share * self.share, self.share)
@@ -121,53 +117,9 @@ class WinogradConv:
         with self.nest.branch(compare("eq", block, 0)), self.nest.loop(count) as part:
             self.epilogue.store_border(image, start + part)
 
-    # Products -----------------------------------------------------------------------------------------
-
-    def _multiply(self, v: Planes, m: Planes, lowest: DimLike, members: DimLike) -> None:
-        """All products of a group: bundles of ``wide`` output blocks, and a narrower one in the last group."""
-        nest = self.nest
-        with nest.loop(self.form.values) as value:
-            bundles = dims.floordiv(members, self.wide, nest.ranges)
-            with nest.loop(bundles) as bundle:
-                self._rows(v, m, value, lowest, bundle * self.wide, self.wide)
-            rest = self.share % self.wide
-            if rest:
-                with nest.branch(compare("gt", members, bundles * self.wide)):
-                    self._rows(v, m, value, lowest, bundles * self.wide, rest)
-
-    def _rows(self, v: Planes, m: Planes, value: DimLike, lowest: DimLike, member: DimLike, wide: int) -> None:
-        full, rest = divmod(self.together, self.tile.rows)
-        with self.nest.loop(full) as step:
-            self._product(v, m, value, lowest, member, Tile(self.tile.rows, wide * self.per_block, self.lanes), step * self.tile.rows)
-        if rest:
-            self._product(v, m, value, lowest, member, Tile(rest, wide * self.per_block, self.lanes), full * self.tile.rows)
-
-    def _product(self, v: Planes, m: Planes, value: DimLike, lowest: DimLike, member: DimLike, tile: Tile, first: DimLike) -> None:
-        nest, u = self.nest, self.u
-        weights, shape = self.draft.read(u), (*u.shape[:2], self.inputs, *u.shape[4:])
-
-        def right(vector: int, lane: DimLike, term: Shape) -> Expr:
-            part, offset = divmod(vector, self.per_block)
-            return Load(weights, (ravel((value, lowest + member + part, *term, offset * self.lanes + lane), shape),), u.dtype)
-
-        acc = micro_kernel(
-            nest,
-            tile,
-            self.dtype,
-            terms=self._terms,
-            a=lambda row, term: v.load(value, term[0], first + row, term[1]),
-            b=right,
-        )
-        with nest.loop(self.lanes, LoopKind.VECTOR, self.lanes) as lane:
-            for row in range(tile.rows):
-                for vector in range(tile.vectors):
-                    part, offset = divmod(vector, self.per_block)
-                    m.store(value, member + part, first + row, offset * self.lanes + lane, acc.at(row, vector, lane))
-
-    @contextmanager
-    def _terms(self) -> Iterator[Shape]:
-        with self.nest.loops((self.inputs, self.block)) as term:
-            yield term
+    def multiply(self, v: Planes, m: Planes, lowest: DimLike, members: DimLike) -> None:
+        """M of a group of output blocks."""
+        Products(self, v, m).write(lowest, members)
 
 
 @template("conv_winograd")

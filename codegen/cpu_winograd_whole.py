@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from tcompile.codegen.access import ravel
 from tcompile.codegen.cpu_epilogue import anchor
 from tcompile.codegen.cpu_interleaved import unrolled
-from tcompile.codegen.cpu_tile import micro_kernel, words_dot
+from tcompile.codegen.cpu_tile import words_dot
 from tcompile.codegen.cpu_winograd import WinogradConv
 from tcompile.codegen.cpu_winograd_input import transform_input
+from tcompile.codegen.cpu_winograd_products import Products
 from tcompile.codegen.cpu_winograd_tiles import Planes
 from tcompile.codegen.draft import Scope
 from tcompile.codegen.scalar import cast, const, op
@@ -23,9 +24,9 @@ from tcompile.codegen.templates import Built, template
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.dtypes import F32, I32
 from tcompile.ir.graph import Node, Value
-from tcompile.ir.loops import Expr, Load, LoopKind
+from tcompile.ir.loops import Expr, Load
 from tcompile.ir.target import Target
-from tcompile.ir.tiles import Tile, dot_step
+from tcompile.ir.tiles import dot_step
 from tcompile.ir.winograd import WHOLE
 
 
@@ -47,33 +48,29 @@ class WholeWinograd(WinogradConv):
         """V of a block of tiles."""
         transform_input(_WordInput(self), image, first, count, v)
 
-    def _product(self, v: Planes, m: Planes, value: DimLike, lowest: DimLike, member: DimLike, tile: Tile, first: DimLike) -> None:
-        nest, shape = self.nest, self.u.shape[:-1]
-        weights = self.draft.words(self.u)
+    def multiply(self, v: Planes, m: Planes, lowest: DimLike, members: DimLike) -> None:
+        """M of a group of output blocks."""
+        WordProducts(self, v, m).write(lowest, members)
 
-        def right(vector: int, lane: DimLike, term: Shape) -> Expr:
-            part, offset = divmod(vector, self.per_block)
-            return Load(weights, (ravel((value, lowest + member + part, *term, offset * self.lanes + lane), shape),), I32)
 
-        acc = micro_kernel(
-            nest,
-            tile,
-            I32,
-            terms=self._words,
-            a=lambda row, term: v.load(value, term[0], first + row, term[1]),
-            b=right,
-            combine=words_dot(2),
-        )
-        with nest.loop(self.lanes, LoopKind.VECTOR, self.lanes) as lane:
-            for row in range(tile.rows):
-                for vector in range(tile.vectors):
-                    part, offset = divmod(vector, self.per_block)
-                    m.store(value, member + part, first + row, offset * self.lanes + lane, cast(acc.at(row, vector, lane), F32))
+class WordProducts(Products):
+    """The products of words, summed over all channels at once: M holds no integers."""
+
+    def __init__(self, conv: WholeWinograd, v: Planes, m: Planes) -> None:
+        super().__init__(conv, v, m)
+        self.weights, self.shape = conv.draft.words(conv.u), conv.u.shape[:-1]
+        self.terms, self.item, self.depth = conv.words, I32, conv.inputs
+        self.sums, self.combine = I32, words_dot(2)
 
     @contextmanager
-    def _words(self) -> Iterator[Shape]:
-        with self.nest.loop(self.inputs) as block, unrolled(self.nest, self.words) as word:
-            yield block, word
+    def block_terms(self) -> Iterator[DimLike]:
+        """The words of an input block."""
+        with unrolled(self.nest, self.terms) as word:
+            yield word
+
+    def finished(self, value: Expr) -> Expr:
+        """A sum as M has it."""
+        return cast(value, F32)
 
 
 class _WordInput:

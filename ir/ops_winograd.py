@@ -78,7 +78,8 @@ register(
     OpSpec(
         "conv_winograd",
         "conv_winograd(x, u) {kernel, tile, size, low, dilation, dtype}: a convolution at stride 1 of x [N, I/B, (H,) W, B] with "
-        "transformed weights u, in tiles of ``tile`` outputs per axis; ``low`` zeros stand before the input, and behind it as many as ``size`` outputs read.",
+        "transformed weights u, in tiles of ``tile`` outputs per axis; ``low`` zeros stand before the input, and "
+        "behind it as many as ``size`` outputs read.",
         operands=(2, 2),
         attrs={"kernel": "int", "tile": "int", "size": "dims", "low": "ints", "dilation": "ints", "dtype": "dtype"},
         infer=_infer,

@@ -17,6 +17,7 @@ _TRANSFORM_CYCLES = 180.0  # of one tile and one vector of channels, both passes
 _HALVES_GAIN = 1.5  # products of halves for each of floats: a word's two take two operations, which share ports
 _MEMORY_BYTES_PER_CYCLE = 6.0  # of one core
 MOST_ROWS = 8  # of a matrix at a time: more, at strides of whole pages, evict each other from the L1 cache
+_NEAR_BYTES_PER_CYCLE = 10.0  # from behind the L1 cache
 _TILE_CYCLES = 40.0  # around the loop over terms of a tile
 MANY_ROWS = 64  # what a symbolic number of rows is planned for
 _MANY_TASKS = 16  # of which one more or less on a thread is no matter
@@ -190,6 +191,9 @@ def winograd_block(
             for times, height in ((together // rows, rows), (1, together % rows)):
                 if count and width and times and height:
                     total += count * times * (step_cycles(target, height, width * per_block, step) * inputs + _TILE_CYCLES)
+            # the first tile waits for weights
+            missing = width * per_block * target.vector_bytes / _NEAR_BYTES_PER_CYCLE - step_cycles(target, rows, width * per_block, step)
+            total += count * inputs * max(missing, 0) if width else 0
         return total
 
     options = [
@@ -202,6 +206,12 @@ def winograd_block(
     if isinstance(tiles, int) and number >= _MANY_TASKS:
         together = -(-together // tile.rows) * tile.rows  # a last block of fewer tiles rather than a rest in each
     return tile, together
+
+
+def winograd_pass(target: Target, blocks: int, terms: int, columns: int) -> int:
+    """``conv_pass`` of the products of Winograd's algorithm: fewer, since tiles and sums share the L1 cache with the weights."""
+    most = max(target.l1_bytes // 8 // (terms * columns * 4), 1)
+    return -(-blocks // -(-blocks // most))
 
 
 def winograd_cycles(target: Target, form: Winograd, tiles: int, inputs: int, outputs: int) -> float:

@@ -5,7 +5,8 @@
 after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The points are symmetric: 0, pairs of +-p, and
 infinity. For F(4 x 4, 3 x 3) they are 0, +-3/4, +-3/2, not the usual 0, +-1, +-2: the error is then that of a direct convolution,
 as it is with 0, +-1 for F(2 x 2, 3 x 3); for larger kernels, 0, +-1/2, +-1, +-2 err some four times as much. A NaN or infinity in
-an input tile spreads over the outputs of the tile. The same along a single axis, y = At [ (G g) * (Bt d) ]: m outputs from n products instead of m * r.
+an input tile spreads over the outputs of the tile. The same along a single axis, y = At [ (G g) * (Bt d) ]: m outputs from n
+products instead of m * r.
 
 A kernel of more taps than r is a sum of pieces: piece k of an axis has the taps from k * r on, and reads inputs so far ahead.
 """
