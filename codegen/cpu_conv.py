@@ -18,7 +18,7 @@ from functools import partial
 
 from tcompile.codegen.access import ravel, unravel
 from tcompile.codegen.cpu_epilogue import Epilogue, anchor, store_tile
-from tcompile.codegen.cpu_split import split_task
+from tcompile.codegen.cpu_split import even_share, split_task
 from tcompile.codegen.cpu_sweep import Stage, is_swept, run_swept
 from tcompile.codegen.cpu_tile import Accumulator, micro_kernel
 from tcompile.codegen.draft import Draft, Scope
@@ -132,8 +132,8 @@ class DirectConv:
                 image, bundle, chunk = split_task(self.nest, task, (self.images, bundles, chunks))
             else:
                 image, chunk, bundle = split_task(self.nest, task, (self.images, chunks, bundles))
-            first = chunk * per_chunk
-            run = partial(self._run, image, bundle, first, tiles, per_chunk, chunks, chunk)
+            first, here = even_share(self.nest, chunk, chunks, units, per_chunk)
+            run = partial(self._run, image, bundle, first, here, tiles, chunks, chunk)
             self._by_blocks(bundle, bundles, run)
             if self.epilogue.pad is not None:
                 self._border(image, bundle, chunk)
@@ -176,23 +176,30 @@ class DirectConv:
                 run(rest)
 
     def _run(
-        self, image: DimLike, bundle: DimLike, first: DimLike, tiles: DimLike, per_chunk: int, chunks: DimLike, chunk: DimLike, blocks: int
+        self, image: DimLike, bundle: DimLike, first: DimLike, here: DimLike, tiles: DimLike, chunks: DimLike, chunk: DimLike, blocks: int
     ) -> None:
         """One task, with the number of output blocks known."""
         nest, height = self.nest, self.tile.rows
         if is_swept(self):
             units = tiles if self.flat else self.rows
-            count = dims.minimum(per_chunk, units - first, nest.ranges)
-            run_swept(self, image, bundle * self.wide, blocks, first, count, partial(self._in_last_chunk, chunks, chunk))
+            run_swept(
+                self,
+                image,
+                bundle * self.wide,
+                blocks,
+                first,
+                dims.minimum(here, units - first, nest.ranges),
+                partial(self._in_last_chunk, chunks, chunk),
+            )
             return
         emit = partial(self._tile, image, bundle * self.wide, blocks)
         if self.flat:
-            with nest.loop(dims.minimum(per_chunk, tiles - first, nest.ranges)) as tile:
+            with nest.loop(dims.minimum(here, tiles - first, nest.ranges)) as tile:
                 emit(height, (), (first + tile) * height)
             if list(self._rests(tiles)):
                 self._in_last_chunk(chunks, chunk, partial(self._rest, partial(emit, row=()), tiles))
             return
-        with nest.loop(dims.minimum(per_chunk, self.rows - first, nest.ranges)) as offset:
+        with nest.loop(here) as offset:
             row: Shape = tuple(split_task(self.nest, first + offset, self.spatial[:-1])) if len(self.spatial) > 1 else ()
             with nest.loop(tiles) as tile:
                 emit(height, row, tile * height)

@@ -19,7 +19,7 @@ from functools import partial
 
 from tcompile.codegen.access import unravel
 from tcompile.codegen.cpu_conv import BlockedConv
-from tcompile.codegen.cpu_split import split_task
+from tcompile.codegen.cpu_split import even_share, split_task
 from tcompile.codegen.draft import Draft
 from tcompile.codegen.scalar import compare, const
 from tcompile.ir import dims
@@ -60,6 +60,7 @@ class ConvInPasses(BlockedConv):
         per_chunk = max(POSITIONS // max(self.unit, 1), 1)
         per_chunk = min(per_chunk, units) if isinstance(units, int) else per_chunk
         chunks = dims.ceildiv(units, max(per_chunk, 1), nest.ranges)
+        per_chunk = -(-units // chunks) if isinstance(units, int) and isinstance(chunks, int) and chunks else per_chunk
         self.room = per_chunk * self.unit
         bundles = -(-self.blocks // self.wide)
         per_group = self._per_group(bundles, chunks)
@@ -67,9 +68,9 @@ class ConvInPasses(BlockedConv):
         with nest.loop(self.images * chunks * groups, LoopKind.PARALLEL) as task:
             image, chunk, group = split_task(nest, task, (self.images, chunks, groups))
             buffer = nest.alloc(self.dtype, (per_group * self.room * self.tile.columns,))
-            place = Place(image, group * per_group, chunk * per_chunk, buffer)
+            first, here = even_share(nest, chunk, chunks, units, per_chunk)
+            place = Place(image, group * per_group, first, buffer)
             count = dims.minimum(per_group, bundles - place.bundle, nest.ranges)
-            here = dims.minimum(per_chunk, units - place.first, nest.ranges)
             self._accumulate(place, count, bundles, here, tiles)
             self._results(place, count, here)
             if self.epilogue.pad is not None:
