@@ -79,8 +79,9 @@ def factors(core: Node, target: GpuTarget) -> tuple[DType, DType] | None:
     sums = accumulation_type(core)
     if a == b and a in (F16, BF16) and sums == F32:
         return a, b
-    if a == b == F32 == sums and target.precision in _ROUNDED:
-        return _ROUNDED[target.precision], _ROUNDED[target.precision]
+    kind = _ROUNDED.get(target.precision)
+    if kind is not None and sums == F32 and {a, b} <= {F32, kind}:
+        return kind, kind
     if a in _SHORT and b in _SHORT and sums == I32:
         return a, b
     return None

@@ -1,7 +1,7 @@
 """Core ops that multiply and add: dot_general and conv.
 
 Both accumulate in the compute type of ``dtype`` (f32 for narrower floats, i32 for 8-bit integers by the importer's
-choice of ``dtype``); integers wrap. 8- and 16-bit integer operands may differ in type.
+choice of ``dtype``); integers wrap. 8- and 16-bit integer operands may differ in type, as may f32 and 16-bit floats.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ from tcompile.ir.opspec import (
 
 def _need_factors(a: DType, b: DType, result: DType) -> None:
     mixed = a.is_integer and b.is_integer and max(a.bits, b.bits) <= 16
-    need((a == b or mixed) and a.kind != "b", "factors of one number type, or of integers up to 16 bits", f"{a}, {b}")
+    narrow = dtypes.F32 in (a, b) and {a, b} <= {dtypes.F32, dtypes.F16, dtypes.BF16}
+    allowed = "factors of one number type, of integers up to 16 bits, or of f32 and a 16-bit float"
+    need((a == b or mixed or narrow) and a.kind != "b", allowed, f"{a}, {b}")
     need(result.is_float == a.is_float and result.kind != "b", f"a result of the kind of {a}", result)
 
 

@@ -26,7 +26,8 @@ class Target:
     operations start in all. Cache sizes are bytes a core may count on. ``host_ops`` says that Python runs the models there, and
     so can run operators on strings.
     ``channel_block`` is how many channels lie together in the layout of convolutions: few, since a layer pays for lanes that are
-    no channel, but a whole register; 0: the graph keeps ONNX's layouts.
+    no channel, but a whole register; 0: the graph keeps ONNX's layouts. ``precision`` says what factors of f32 products may be
+    rounded to: "f32" (not at all), "tf32", "f16" or "bf16"; sums are f32 always.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Target:
     l3_bytes: int = 4 << 20
     host_ops: bool = True
     channel_block: int = 8
+    precision: str = "f32"
 
     @property
     def arch(self) -> str:
@@ -87,9 +89,7 @@ class GpuTarget(Target):
     ``sm`` is the compute capability times ten. ``shared_bytes`` of a block (the opt-in limit), ``shared_per_sm`` and
     ``registers_per_sm`` (32-bit ones) bound how many blocks run at once, ``threads_per_sm`` and ``max_threads`` (of a block)
     their threads. ``l2_bytes`` are those of the whole device. ``sms`` is the number of multiprocessors of the largest board,
-    ``bandwidth`` of its memory in bytes/s, ``f32_flops`` and ``tensor_flops`` (f16 with f32 sums) its peaks. ``precision`` says
-    what factors of f32 products may be rounded to for the tensor cores: "f32" (not at all), "tf32", "f16" or "bf16"; sums are
-    f32 always.
+    ``bandwidth`` of its memory in bytes/s, ``f32_flops`` and ``tensor_flops`` (f16 with f32 sums) its peaks.
     """
 
     sm: int = 80
@@ -104,7 +104,6 @@ class GpuTarget(Target):
     bandwidth: float = 1.5e12
     f32_flops: float = 19.5e12
     tensor_flops: float = 312e12
-    precision: str = "f32"
 
     @property
     def arch(self) -> str:

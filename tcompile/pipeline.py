@@ -85,6 +85,7 @@ def passes(target: Target) -> tuple[Pass, ...]:
     from tcompile.passes.fuse import Fuse
     from tcompile.passes.layout import AssignLayouts
     from tcompile.passes.layout_taps import WeightsByTaps
+    from tcompile.passes.narrow_weights import NarrowWeights
     from tcompile.passes.quantised import IntegerContractions
     from tcompile.passes.recognise import Recognise
 
@@ -95,6 +96,7 @@ def passes(target: Target) -> tuple[Pass, ...]:
         Recognise(),
         AssignLayouts(target),
         FoldConstants("fold-packed", extra=(*repeats.RULES, *index_bounds.RULES)),
+        NarrowWeights(target),
         WeightsByTaps(target),
         Fuse(target),
     )

@@ -93,6 +93,17 @@ def test_float32_products_at_lower_precision(precision, tolerance, columns):
     run(b.graph([z], ["z"]), {value.name: values(F32, value.shape) for value in b.inputs}, tolerance, precision)
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("f16", 1e-3), ("bf16", 1e-2)])
+@pytest.mark.parametrize(("rows", "columns"), [(40, 24), (33, 21), (1, 64), (70, 5)])
+@pytest.mark.parametrize("turned", [False, True])
+def test_products_with_narrow_constants(precision, tolerance, rows, columns, turned):
+    """Constant factors are rounded when compiled, the others on their way into the multiplier; a few vectors' not at all."""
+    b = Builder()
+    x, w = b.input("x", F32, (rows, 72)), b.constant(values(F32, (columns, 72) if turned else (72, columns)))
+    z = b.emit("dot_general", x, w, batch=((), ()), contract=((1,), (1 if turned else 0,)), dtype=F32)
+    run(b.graph([z], ["z"]), {"x": values(F32, (rows, 72))}, tolerance, precision)
+
+
 @pytest.mark.parametrize(("dtype", "result", "precision"), [(F16, F16, "f32"), (U8, I32, "f32"), (F32, F32, "tf32"), (F32, F32, "bf16")])
 def test_convolutions_on_tensor_cores(dtype, result, precision):
     b = Builder()
