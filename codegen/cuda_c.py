@@ -121,7 +121,9 @@ def emit_kernel(kernel: Kernel, ranges: Ranges | None = None) -> str:
 def _emit(kernel: Kernel, ranges: Ranges, used: set[str], limits: set[DimLike] | None) -> str:
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _DEPTH))
     emitter = Statements(used.add, kernel.body)
-    emitter.names.base, emitter.names.limits = frozenset(kernel.dims), limits
+    # numbers that are no extents, such as where a slice begins, may be large in any run: the host must not refuse them
+    extents = frozenset().union(*(dims.symbols(extent) for param in kernel.params for extent in param.shape))
+    emitter.names.base, emitter.names.limits = extents & set(kernel.dims), limits
     emitter.depth = 1
     dim_names = _bind_dims(emitter, kernel, ranges)
     groups = _groups(kernel)

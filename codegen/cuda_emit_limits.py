@@ -183,11 +183,31 @@ class Limiter:
             return dims.floordiv(part, b) if part is not None and over_dims else part  # a quotient by 0 is 0
         if call.fn == "mod":
             return self._sum(b, positive=False)
+        if (end := self._clamped(call)) is not None:
+            return end
         left = self._sum(a, positive=False)
         if left is None or call.fn == "floordiv":
             return left
         right = self._sum(b, positive=False)
         return None if right is None else left + right
+
+    def _clamped(self, call: Call) -> DimLike | None:
+        """A limit of what has an end: max(-1, min(0, x)) <= 1, and max(0, min(x, n)) <= n for n not below 0."""
+        alone = dims.Dim((((call,), 1),))
+        low, high = dims.lower_bound(alone, self.ranges), dims.upper_bound(alone, self.ranges)
+        if low is not None and high is not None and max(abs(low), abs(high)) <= INT_MAX:
+            return max(abs(low), abs(high))
+        if call.fn == "min" and self._atom_nonnegative(call):
+            return self._least(call.args)
+        for least, other in (call.args, call.args[::-1]):
+            if call.fn == "max" and least == 0:
+                return self._least(dims.arguments(other, "min"))
+        return None
+
+    def _least(self, ends: Iterable[DimLike]) -> DimLike | None:
+        """The first limit of expressions of which the least counts, where it is above 0."""
+        found = (self._sum(end, positive=True) for end in ends if self.nonnegative(end))
+        return next((end for end in found if end is not None), None)
 
     def _symbol(self, name: str) -> DimLike | None:
         known = self.ranges.get(name)

@@ -56,6 +56,12 @@ def test_the_place_in_a_padded_image_is_limited_by_its_size():
     assert 8 * 1007 * 1004 <= dims.evaluate(found, sizes) <= 3 * 8 * 1007 * 1004
 
 
+def test_what_is_clamped_is_limited_by_its_ends():
+    at = symbol("at")
+    assert limit(maximum(0, minimum(at - 9, n)) * m, frozenset("nm"), {"at": Range(-(2**63), 2**63 - 1)}) == n * m
+    assert limit(maximum(-1, minimum(0, at - 9)) * m, frozenset("nm"), {"at": Range(-(2**63), 2**63 - 1)}) == m
+
+
 def test_a_data_dependent_symbol_has_no_limit():
     assert limit(n + i, frozenset("n"), {"i": Range(-(2**63), 2**63 - 1)}) is None
 
@@ -82,6 +88,15 @@ def test_indices_are_wide_unless_limits_are_checked():
     assert "long long" not in body
     assert any(dims.evaluate(one, {"n": 2**28}) > INT_MAX for one in emitted.limits[kernel])
     assert all(dims.evaluate(one, {"n": 2**27}) <= INT_MAX for one in emitted.limits[kernel])
+
+
+def test_numbers_that_are_no_extents_are_wide():
+    text = KERNEL.replace("dims (n)", "dims (n, at)")
+    text = text.replace("load p0[floordiv(f, 8), mod(f, 8)]", "load p0[max(0, min(at, n - 1)), mod(f, 8)]")
+    kernel = parse_kernel(text)
+    emitted = emit_limited([kernel], {kernel: {"n": Range(1), "at": Range()}})
+    assert "const long long at," in emitted.text and "const int n = (int)n_arg" in emitted.text
+    assert all("at" not in dims.symbols(one) for one in emitted.limits[kernel])
 
 
 def test_known_bounds_need_no_limit():
