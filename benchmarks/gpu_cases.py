@@ -49,6 +49,18 @@ def peer_graph(path: Path, shapes: dict[str, list[int]]) -> Graph:
     return FoldConstants().apply(Canonicalise().apply(import_model(path, shapes)))
 
 
+def peer_case(model: Model) -> tuple[Graph, dict[str, np.ndarray]]:
+    """The graph that peers get of a model, and the inputs of a run: without loops, branches or symbols, as these inputs take them."""
+    from tcompile.benchmarks.gpu_unroll import unrolled
+    from tcompile.passes.canonicalise import Canonicalise
+    from tcompile.passes.fold import FoldConstants
+
+    graph = peer_graph(model.path, fixed_shapes(model))
+    arrays = inputs_of(graph, model)
+    flat = unrolled(graph, arrays)
+    return (graph if flat is graph else FoldConstants().apply(Canonicalise().apply(flat))), arrays
+
+
 def inputs_of(graph: Graph, model: Model) -> dict[str, np.ndarray]:
     """Random inputs of a graph as the model set draws them."""
     return random_inputs(graph.inputs, model.inputs.sizes, model.inputs.draws)

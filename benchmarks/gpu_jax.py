@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from tcompile.errors import UnsupportedError
 from tcompile.ir.graph import Graph, Node
+from tcompile.ir.ops_movement import source_indices
 
 _MAPS = {
     **{name: name for name in (
@@ -64,16 +66,21 @@ def _map(lax: Any, jnp: Any, attrs: Mapping[str, Any], node: Node) -> Callable[.
 
 
 def _slice(lax: Any, jnp: Any, attrs: Mapping[str, Any], node: Node) -> Callable[..., Any]:
-    if min(attrs["step"], default=1) < 1:
-        raise UnsupportedError("JAX: no slices with negative steps")
-    triples = zip(attrs["start"], attrs["size"], attrs["step"], strict=True)
-    ends = [start + (size - 1) * step + 1 if size else start for start, size, step in triples]
-    return lambda x: lax.slice(x, attrs["start"], ends, attrs["step"])
+    backwards = [axis for axis, step in enumerate(attrs["step"]) if step < 0]
+    first, ends = [], []
+    for start, size, step in zip(attrs["start"], attrs["size"], attrs["step"], strict=True):
+        low, high = sorted((start, start + (size - 1) * step)) if size else (0, -1)
+        first.append(low)
+        ends.append(high + 1)
+    steps = [abs(step) for step in attrs["step"]]
+    return lambda x: lax.rev(lax.slice(x, first, ends, steps), backwards)
 
 
 def _pad(lax: Any, jnp: Any, attrs: Mapping[str, Any], node: Node) -> Callable[..., Any]:
     if attrs["mode"] != "constant":
-        raise UnsupportedError(f"JAX: no translation of pad {attrs['mode']}")
+        axes = enumerate(zip(node.inputs[0].shape, attrs["low"], attrs["high"], strict=True))
+        rows = [(axis, source_indices(attrs["mode"], low, extent, high)) for axis, (extent, low, high) in axes if low or high]
+        return lambda x: functools.reduce(lambda part, row: jnp.take(part, row[1], axis=row[0], mode="clip"), rows, x)
     config = [(low, high, 0) for low, high in zip(attrs["low"], attrs["high"], strict=True)]
     return lambda x, fill: lax.pad(x, fill.reshape(()), config)
 
