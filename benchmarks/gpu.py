@@ -1,12 +1,15 @@
 """GPU models: correct on every op's Problem and every public model, then timed against PyTorch and JAX on the same machine.
 
-    python -m tcompile.benchmarks.gpu MODELS [--build DIR] [--only problems,models,bench,kernels] [--model TEXT] [--json FILE]
+    python -m tcompile.benchmarks.gpu MODELS [--build DIR] [--only models,kernels,bench,problems] [--model TEXT] [--json FILE]
     python -m tcompile.benchmarks.gpu MODELS --target cuda-sm90        without a GPU: resources and static model of each kernel
 
-MODELS is a folder as of ``benchmarks.models``. Everything ends within ``--seconds`` (520): what there is no time for is listed as
-left out. Times are between CUDA events around many runs on device arrays: ours as captured graphs, PyTorch's eager calls (cuBLAS,
-cuDNN), torch.compile, and JAX (XLA, jitted). PyTorch and JAX run the same simplified core ops at fixed shapes; single kernels are
-compared with PyTorch's own functions. Fractions are of the rates that this machine reaches in its own copy and products.
+MODELS is a folder as of ``benchmarks.models``. A call ends within ``--seconds`` (520); each part has its share of them, and what one
+leaves goes to the next. What there is no time for is listed as left out: ``--json`` is written as results come, and a call with the
+same file goes on after it. Nothing that hangs, dies or is refused ends the rest; it is listed by its name.
+
+Times are between CUDA events around many runs on device arrays: ours as captured graphs, PyTorch's eager calls (cuBLAS, cuDNN),
+torch.compile, and JAX (XLA, jitted; by the clock of the host). PyTorch and JAX run the same simplified core ops at fixed shapes;
+single kernels are compared with PyTorch's own functions. Fractions are of the rates that this machine reaches in its own copy and products.
 """
 
 from __future__ import annotations
@@ -14,59 +17,121 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from rich.console import Console
 
+from tcompile.benchmarks import gpu_tasks as tasks
+from tcompile.benchmarks.gpu_apart import Apart, Failed
+from tcompile.benchmarks.gpu_models import found_models
 from tcompile.benchmarks.gpu_static import static_report
-from tcompile.benchmarks.model_set import REFUSED, Model, collect, of_numbers
+from tcompile.benchmarks.model_set import Model
 from tcompile.benchmarks.models import default_build
 from tcompile.errors import Error
 
-PARTS = ("problems", "models", "bench", "kernels")
+SHARES = {"compile": 30, "models": 12, "kernels": 14, "bench": 26, "problems": 18}  # of the time, in this order
+PARTS = tuple(SHARES)[1:]
+PEERS = ("eager", "compile", "jax", "compile_fp16")
+RATIOS = (("ours", "compile"), ("ours", "eager"), ("ours", "jax"), ("ours_fp16", "compile_fp16"))
+FIRST = ("resnet50_b1", "bert_base_b1", "mobilenetv2", "minilm", "gpt2", "whisper", "unet", "silero_vad", "mnist_cntk", "ultraface_rfb_320")
+LONGEST = 90.0  # seconds of one piece of work
 console = Console(width=200, highlight=False)
 
 
-class Budget:
-    """The time of the whole run."""
+class Report:
+    """What was found, written into a file each time that something is added. One that is there already is gone on with."""
 
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {"kernels": {}, "models": {}, "bench": {}, "problems": {}, "failed": {}, "left_out": []}
+        if path is not None and path.exists():
+            self.content |= json.loads(path.read_text()) | {"failed": {}, "left_out": []}
 
-    @property
-    def left(self) -> float:
-        """Seconds until the end."""
-        return self.end - time.monotonic()
+    def save(self) -> None:
+        """Writes the file whole, then renames it."""
+        if self.path is not None:
+            temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+            temporary.write_text(json.dumps(self.content, indent=1) + "\n")
+            temporary.replace(self.path)
+
+    def add(self, part: str, name: str, value: Any) -> None:
+        """One result."""
+        self.content[part][name] = value
+        self.save()
+
+    def fail(self, what: str, error: Exception) -> None:
+        """What could not be done, and why."""
+        console.print(f"{what}: {error}", markup=False)
+        self.content["failed"][what] = str(error)
+        self.save()
+
+    def leave_out(self, what: str) -> None:
+        """What there was no time for."""
+        self.content["left_out"].append(what)
+
+    def wrong(self) -> list[str]:
+        """The models, ops and kernels whose answers were wrong."""
+        models = [f"{name}: {row['wrong']}" for name, row in self.content["models"].items() if row["wrong"]]
+        ops = [f"op {name}: {row['wrong']}" for name, row in self.content["problems"].items() if row["wrong"]]
+        return models + ops + [f"kernel {name}" for name, row in self.content["kernels"].items() if row["wrong"]]
+
+
+class Clock:
+    """The time of a call, and of its parts."""
+
+    def __init__(self, seconds: float, parts: Iterable[str]) -> None:
+        chosen = [part for part in SHARES if part in parts]
+        start, total = time.monotonic(), sum(SHARES[part] for part in chosen)
+        done = 0
+        self.ends = {}
+        for part in chosen:
+            done += SHARES[part]
+            self.ends[part] = start + seconds * done / total
+
+    def left(self, part: str) -> float:
+        """Seconds until a part must have ended."""
+        return self.ends[part] - time.monotonic()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints tables, writes JSON; 1 where an answer was wrong."""
+    chosen = _options().parse_args(arguments)
+    report = Report(chosen.json)
+    device = None if chosen.target else _device(chosen.device)
+    models = found_models(chosen.folder, chosen.build, report.fail)
+    models = sorted((m for m in models if chosen.model in m.name), key=lambda m: not m.name.startswith(FIRST))
+    if device is None:
+        report.content |= static_report(models, chosen.target or "cuda-sm90", console)
+        report.save()
+        return 0
+    report.content |= {"device": device.name, "sm": device.sm}
+    Run(models, chosen, device, report).all()
+    return int(bool(report.wrong()))
+
+
+def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--build", type=Path, default=default_build())
+    parser.add_argument(
+        "--build", type=Path, default=default_build(), help="where models are completed, and their artifacts and references kept"
+    )
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--model", default="", help="models whose name holds this text")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--target", help="report on this target without a GPU")
     parser.add_argument("--seconds", type=float, default=520.0)
-    parser.add_argument("--workers", type=int, default=12)
+    parser.add_argument("--workers", type=int, default=min(12, os.cpu_count() or 1))
     parser.add_argument("--json", type=Path)
-    chosen = parser.parse_args(arguments)
-    models = [m for m in collect(chosen.folder, chosen.build) if m.group != "frameworks" and m.name not in REFUSED and of_numbers(m.path)]
-    models = [model for model in models if chosen.model in model.name]
-    device = None if chosen.target else _device(chosen.device)
-    static = device is None
-    result = static_report(models, chosen.target or "cuda-sm90", console) if static else measured(models, chosen, device)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(result, indent=1) + "\n")
-    return int(bool(result.get("wrong")))
+    return parser
 
 
 def _device(name: str) -> Any:
@@ -79,206 +144,159 @@ def _device(name: str) -> Any:
         return None
 
 
-def measured(models: list[Model], chosen: argparse.Namespace, device: Any) -> dict[str, Any]:
-    """Everything that needs the device."""
-    from tcompile.benchmarks.gpu_time import machine_rates
+class Run:
+    """One call on a machine with a GPU."""
 
-    parts, budget = chosen.only.split(","), Budget(chosen.seconds)
-    result: dict[str, Any] = {"device": device.name, "sm": device.sm, "wrong": [], "left_out": []}
-    rates = machine_rates()
-    result["rates"] = rates
-    console.print(f"{device.name}, sm_{device.sm}; measured: {_rates_text(rates)}", markup=False)
-    artifacts = _compiled(models, chosen, device, budget, result) if {"models", "bench"} & set(parts) else {}
-    if "kernels" in parts:
-        result["kernels"] = _guarded(lambda: _kernels(device, rates, budget, result), result, "kernels")
-    if "bench" in parts:
-        result["bench"] = _bench(models, artifacts, device, budget, result)
-    if "models" in parts:
-        result["models"] = _verified(models, artifacts, device, budget, result)
-    if "problems" in parts:
-        result["problems"] = _problems(chosen, budget, result)
-    console.print(f"wrong: {', '.join(result['wrong']) or 'nothing'}; left out: {', '.join(result['left_out']) or 'nothing'}", markup=False)
-    return result
+    def __init__(self, models: list[Model], chosen: argparse.Namespace, device: Any, report: Report) -> None:
+        self.models, self.chosen, self.report = models, chosen, report
+        self.parts = [part for part in PARTS if part in chosen.only.split(",")]
+        needs_models = {"models", "bench"} & set(self.parts)
+        self.clock = Clock(chosen.seconds, [*self.parts, *(["compile"] if needs_models else [])])
+        self.target, self.folder = f"cuda-sm{device.sm}", chosen.build / f"gpu-sm{device.sm}"
+        self.apart = Apart()
 
+    def all(self) -> None:
+        """The parts in turn."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self.apart:
+            if "compile" in self.clock.ends:
+                self.run_compile()
+            for part in self.parts:
+                getattr(self, f"run_{part}")()
+        self.report.save()
+        wrong = self.report.wrong()
+        console.print(f"wrong: {'; '.join(wrong) or 'nothing'}", markup=False)
+        console.print(f"failed: {', '.join(self.report.content['failed']) or 'nothing'}", markup=False)
+        console.print(f"left out for lack of time: {', '.join(self.report.content['left_out']) or 'nothing'}", markup=False)
 
-def _rates_text(rates: dict[str, float]) -> str:
-    return ", ".join(
-        f"{name} {rate / (1e9 if name == 'copy' else 1e12):.0f} {'GB/s' if name == 'copy' else 'TFLOP/s'}" for name, rate in rates.items()
-    )
+    def run_compile(self) -> None:
+        """Artifacts and references of all models, several at a time; those that are there are taken as they are."""
+        work = [(f"reference {model.name}", (tasks.reference_one, model, self.folder)) for model in self.models if "models" in self.parts]
+        for precision in tasks.PRECISIONS:
+            for model in self.models:
+                if not tasks.artifact(self.folder, model, precision).exists():
+                    work.append((f"compile {model.name} {precision}", (tasks.compile_one, model, self.target, self.folder, precision)))
+        work.sort(key=lambda item: "f32" not in item[0])  # what the later parts need most
+        self.side_by_side("compile", work, lambda name, seconds: None)
 
+    def run_models(self) -> None:
+        """Each model's outputs on the device against the interpreter's."""
+        for model in self.models_with_artifacts("f32"):
+            if not (self.folder / f"{model.name}.npz").exists():
+                self.report.leave_out(f"models {model.name}: its reference")
+                continue
+            for precision in tasks.PRECISIONS:
+                key = f"{model.name} {precision}"
+                if key not in self.report.content["models"] and tasks.artifact(self.folder, model, precision).exists():
+                    self.one("models", key, tasks.verify_one, model, self.folder, self.chosen.device, precision)
 
-def _guarded(work: Callable[[], Any], result: dict[str, Any], what: str) -> Any:
-    """A part that fails is a line of the report, and does not end the others."""
-    try:
-        return work()
-    except Exception as error:
-        console.print(f"{what}: {type(error).__name__}: {error}", markup=False)
-        result["left_out"].append(f"{what} ({type(error).__name__})")
+    def run_kernels(self) -> None:
+        """Single kernels beside PyTorch's own, with the fraction of the machine's measured rate."""
+        from tcompile.benchmarks.gpu_cases import kernel_cases
+
+        if "rates" not in self.report.content:
+            try:
+                self.report.content["rates"] = self.apart.call(tasks.rates, seconds=self.clock.left("kernels"))
+            except Failed as error:
+                return self.report.fail("rates", error)
+        rates = self.report.content["rates"]
+        units = ", ".join(f"{name} {rate / 1e9:.0f} {'GB/s' if name == 'copy' else 'GFLOP/s'}" for name, rate in rates.items())
+        console.print(f"this machine reaches {units}", markup=False)
+        for case in kernel_cases():
+            if case.name not in self.report.content["kernels"]:
+                self.one("kernels", case.name, tasks.kernel, case.name, self.chosen.device, rates)
         return None
 
+    def run_bench(self) -> None:
+        """Milliseconds of each model: ours in float32 and with float16 products, and those of the peers."""
+        for model in self.models_with_artifacts("f32"):
+            row = self.report.content["bench"].setdefault(model.name, {})
+            for precision, name in zip(tasks.PRECISIONS, ("ours", "ours_fp16"), strict=True):
+                if name not in row and tasks.artifact(self.folder, model, precision).exists():
+                    self.time(row, model, name, tasks.ours, model, self.folder, self.chosen.device, precision)
+            for name in PEERS:
+                if name not in row:
+                    self.time(row, model, name, tasks.peer, model, name)
+            if "gflop" not in row:
+                self.time(row, model, "gflop", tasks.flops, model)
+                row["gflop"] = row.get("gflop", 0) / 1e9
+            shown = "  ".join(f"{name} {row[name]:.3f}" for name in ("ours", "ours_fp16", *PEERS) if row.get(name))
+            console.print(f"{model.name:34} ms: {shown}", markup=False)
+            self.report.save()
+        self.report.content["geomean"] = {}
+        for mine, theirs in RATIOS:
+            ratios = [row[theirs] / row[mine] for row in self.report.content["bench"].values() if row.get(theirs) and row.get(mine)]
+            if ratios:
+                mean = math.exp(statistics.fmean(map(math.log, ratios)))
+                self.report.content["geomean"][f"{theirs} / {mine}"] = mean
+                console.print(f"geometric mean of {theirs} / {mine} over {len(ratios)} models: {mean:.2f}x")
 
-# Correctness --------------------------------------------------------------------------------------------------
-
-
-def compile_one(path: str, shapes: dict[str, list[int]], target: str, out: str, precision: str) -> float:
-    """Compiles one model into a file, in a process of its own; gives the seconds."""
-    import tcompile
-
-    start = time.perf_counter()
-    tcompile.compile_file(path, out, target, shapes, precision=precision, host_ops=False)
-    return time.perf_counter() - start
-
-
-def _compiled(models: list[Model], chosen: argparse.Namespace, device: Any, budget: Budget, result: dict[str, Any]) -> dict[str, Path]:
-    """Artifacts of all models in float32 at fixed shapes, made in parallel; by model, and ``name@fp16`` for the second precision."""
-    from tcompile.api import device_target
-    from tcompile.benchmarks.gpu_cases import fixed_shapes
-
-    folder = chosen.build / f"gpu-sm{device.sm}"
-    folder.mkdir(parents=True, exist_ok=True)
-    target, found = device_target(device), {}
-    with ProcessPoolExecutor(chosen.workers, mp_context=get_context("spawn")) as pool:
-        jobs = {}
-        for precision in ("f32", "fp16"):
-            for model in models:
-                key = model.name if precision == "f32" else f"{model.name}@{precision}"
-                out = folder / f"{key}.tcm"
-                jobs[pool.submit(compile_one, str(model.path), fixed_shapes(model), target, str(out), precision)] = key, out
+    def run_problems(self) -> None:
+        """Every op's Problem, several at a time. They stand in the repository's tests, beside which this must run."""
         try:
-            for job in as_completed(jobs, timeout=max(budget.left * 0.4, 1)):
-                key, out = jobs[job]
-                if _guarded(job.result, result, f"compile {key}") is not None:
-                    found[key] = out
-        except TimeoutError:
-            late = [key for key, out in jobs.values() if key not in found]
-            result["left_out"] += [f"compile {key}" for key in late]
-            pool.shutdown(wait=False, cancel_futures=True)
-    return found
+            from tests.cuda.problems import OPS
+        except ImportError as error:
+            return self.report.fail("problems (run at the root of the repository)", error)
+        found = self.report.content["problems"]
+        work = [(op, (tasks.problem, op, self.chosen.device)) for op in OPS if op not in found]
+        self.side_by_side("problems", work, lambda op, row: self.report.add("problems", op, row))
+        agree = sum(not row["wrong"] for row in found.values())
+        console.print(f"{agree} of {len(found)} ops agree on the device; {len(OPS) - len(found)} were not tried")
+        return None
 
+    # How a part is done -------------------------------------------------------------------------------
 
-def _verified(models: list[Model], artifacts: dict[str, Path], device: Any, budget: Budget, result: dict[str, Any]) -> dict[str, Any]:
-    """Each model's outputs against the interpreter: the largest error, of the largest value."""
-    import tcompile
-    from tcompile.accuracy import largest_error
-    from tcompile.benchmarks.gpu_cases import fixed_shapes, inputs_of, peer_graph
-    from tcompile.ir.interpret import interpret
+    def models_with_artifacts(self, precision: str) -> list[Model]:
+        """The models that could be compiled."""
+        return [model for model in self.models if tasks.artifact(self.folder, model, precision).exists()]
 
-    found = {}
-    for model in models:
-        if model.name not in artifacts or budget.left < 60:
-            result["left_out"].append(f"verify {model.name}")
-            continue
-
-        def one(model: Model = model) -> dict[str, float]:
-            graph = peer_graph(model.path, fixed_shapes(model))
-            arrays = inputs_of(graph, model)
-            with tcompile.load(artifacts[model.name], device=device) as executable:
-                got = executable.run(arrays)
-            pairs = (largest_error(got[name], expected) for name, expected in interpret(graph, arrays).items())
-            return max(error / max(largest, 1e-30) for error, largest in pairs)
-
-        error = _guarded(one, result, f"verify {model.name}")
-        if error is not None:
-            found[model.name] = error
-            if not error <= 1e-4:
-                result["wrong"].append(f"{model.name} by {error:.2g}")
-            console.print(f"{model.name:34} error {error:.2e}{'' if error <= 1e-4 else '  WRONG'}", markup=False)
-    return found
-
-
-def problem(op: str, device: str) -> tuple[str, int, str]:
-    """(op, batches, what is wrong) of one op's Problem on the device; in a process of its own."""
-    import tcompile
-    from tcompile.benchmarks.gpu_static import compiled_graph
-    from tests.problems import PROBLEMS, compiled
-    from tests.problems.problem import batches, sample
-
-    def executable(graph: Any, *, optimised: bool = False, threads: int = 1) -> Any:
-        return tcompile.load(compiled_graph(graph, device, optimised=optimised), device=device)
-
-    compiled.executable = executable
-    few, count = sample(PROBLEMS[op], 0), 0
-    for batch in batches(few, 0):
+    def one(self, part: str, name: str, function: Callable[..., Any], *arguments: Any) -> None:
+        """A piece of work in the part's time; its result is a row of the report and a line."""
+        if self.clock.left(part) < 3:
+            return self.report.leave_out(f"{part} {name}")
         try:
-            compiled.check_batch(batch, optimised=False)
-        except (AssertionError, Error) as error:
-            return op, count, f"{type(error).__name__}: {str(error)[:400]}"
-        count += 1
-    return op, count, ""
+            row = self.apart.call(function, *arguments, seconds=min(self.clock.left(part), LONGEST))
+        except Failed as error:
+            return self.report.fail(f"{part} {name}", error)
+        self.report.add(part, name, row)
+        console.print(f"{name:34} " + "  ".join(f"{key} {_shown(value)}" for key, value in row.items() if value != ""), markup=False)
+        return None
 
-
-def _problems(chosen: argparse.Namespace, budget: Budget, result: dict[str, Any]) -> dict[str, Any]:
-    """Every op's Problem, several at a time. They stand in the repository's tests, beside which this must run."""
-    try:
-        from tests.problems import PROBLEMS
-    except ImportError:
-        result["left_out"].append("problems (run at the root of the repository)")
-        return {}
-    found = {}
-    with ProcessPoolExecutor(chosen.workers, mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(problem, op, chosen.device) for op in PROBLEMS]
+    def time(self, row: dict[str, Any], model: Model, name: str, function: Callable[..., Any], *arguments: Any) -> None:
+        """One time of a model; what failed is named with the reason."""
+        if self.clock.left("bench") < 3:
+            return self.report.leave_out(f"bench {model.name} {name}")
         try:
-            for job in as_completed(jobs, timeout=max(budget.left - 10, 1)):
-                op, count, wrong = job.result()
-                found[op] = {"batches": count, "wrong": wrong}
-                if wrong:
-                    result["wrong"].append(f"op {op}")
-                    console.print(f"op {op}: {wrong}", markup=False)
-        except TimeoutError:
-            result["left_out"] += [f"op {op}" for op in PROBLEMS if op not in found]
-            for process in list(pool._processes.values()):
-                process.terminate()
-    console.print(f"{sum(not row['wrong'] for row in found.values())} of {len(found)} ops agree on the device")
-    return found
+            row[name] = self.apart.call(function, *arguments, seconds=min(self.clock.left("bench"), LONGEST))
+        except Failed as error:
+            self.report.fail(f"bench {model.name} {name}", error)
+        return None
+
+    def side_by_side(self, part: str, work: Sequence[tuple[str, tuple[Any, ...]]], done: Callable[[str, Any], None]) -> None:
+        """Pieces of work by several processes, until the part's time is over."""
+        with ExitStack() as stack, ThreadPoolExecutor(max(self.chosen.workers, 1)) as threads:
+            free: SimpleQueue[Apart] = SimpleQueue()
+            for _ in range(max(self.chosen.workers, 1)):
+                free.put(stack.enter_context(Apart()))
+
+            def one(item: tuple[str, tuple[Any, ...]]) -> None:
+                name, (function, *arguments) = item
+                if self.clock.left(part) < 3:
+                    return self.report.leave_out(f"{part} {name}")
+                apart = free.get()
+                try:
+                    done(name, apart.call(function, *arguments, seconds=self.clock.left(part)))
+                except Failed as error:
+                    self.report.fail(f"{part} {name}", error)
+                finally:
+                    free.put(apart)
+                return None
+
+            list(threads.map(one, work))
 
 
-# Speed --------------------------------------------------------------------------------------------------------
-
-
-def _bench(models: list[Model], artifacts: dict[str, Path], device: Any, budget: Budget, result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a model: milliseconds of ours and of peers in float32, and of ours in float16 products."""
-    from tcompile.benchmarks.gpu_time import model_times
-
-    rows = []
-    for model in models:
-        if model.name not in artifacts or budget.left < 90:
-            result["left_out"].append(f"bench {model.name}")
-            continue
-        row = _guarded(lambda m=model: model_times(m, artifacts, device), result, f"bench {model.name}")
-        if row is not None:
-            rows.append(row)
-            times = "  ".join(
-                f"{name} {row[name]:.3f} ms" for name in ("ours", "ours_fp16", "compile", "compile_fp16", "eager", "jax") if row.get(name)
-            )
-            console.print(f"{model.name:34} {times}", markup=False)
-    for mine, peer in (("ours", "compile"), ("ours", "eager"), ("ours", "jax"), ("ours_fp16", "compile_fp16")):
-        ratios = [row[peer] / row[mine] for row in rows if row.get(peer) and row.get(mine)]
-        if ratios:
-            mean = math.exp(statistics.fmean(map(math.log, ratios)))
-            result.setdefault("geomean", {})[f"{peer} / {mine}"] = mean
-            console.print(f"geometric mean of {peer} / {mine} over {len(ratios)} models: {mean:.2f}x")
-    return rows
-
-
-def _kernels(device: Any, rates: dict[str, float], budget: Budget, result: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row a kernel: ours and PyTorch's own, with the fraction of the machine's measured rate."""
-    from tcompile.benchmarks.gpu_cases import kernel_cases
-    from tcompile.benchmarks.gpu_time import kernel_times
-
-    rows = []
-    for case in kernel_cases():
-        if budget.left < 120:
-            result["left_out"].append(f"kernel {case.name}")
-            continue
-        row = _guarded(lambda c=case: kernel_times(c, device, rates), result, f"kernel {case.name}")
-        if row is not None:
-            rows.append(row)
-            console.print(
-                f"{case.name:24} ours {row['ours']:.4f} ms, {row['fraction']:.0%} of the limit; PyTorch {row['torch']:.4f} ms, "
-                f"{row['torch'] / row['ours']:.2f}x; error {row['error']:.1e}",
-                markup=False,
-            )
-    return rows
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

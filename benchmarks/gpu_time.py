@@ -11,7 +11,7 @@ import numpy as np
 
 import tcompile
 from tcompile.accuracy import largest_error, random_inputs
-from tcompile.benchmarks.gpu_cases import KernelCase, fixed_shapes, graph_flops, inputs_of, peer_graph
+from tcompile.benchmarks.gpu_cases import KernelCase, peer_case
 from tcompile.benchmarks.gpu_jax import jax_function
 from tcompile.benchmarks.gpu_static import compiled_graph
 from tcompile.benchmarks.gpu_torch import torch_function
@@ -19,6 +19,7 @@ from tcompile.benchmarks.model_set import Model
 
 _LONG = 0.2  # seconds that a measurement takes about
 _REPEATS = 5
+_LIMITS = {"f32": 1e-5, "tf32": 1e-3, "f16": 2e-3, "bf16": 1.6e-2}  # of errors of kernels, of the largest value: a few roundings
 
 
 def torch_seconds(run: Callable[[], object]) -> float:
@@ -46,9 +47,7 @@ def torch_seconds(run: Callable[[], object]) -> float:
 
 def our_seconds(executable: Any, arrays: Mapping[str, np.ndarray]) -> float:
     """Ours on device arrays, the least mean of several series."""
-    import torch
-
-    given = {name: torch.from_numpy(np.ascontiguousarray(array)).cuda() for name, array in arrays.items()}
+    given = {name: _tensor(array) for name, array in arrays.items()}
     first = executable.seconds(given, runs=3)
     turns = max(3, min(1000, int(_LONG / _REPEATS / max(first, 1e-6))))
     return min(executable.seconds(given, runs=turns) for _ in range(_REPEATS))
@@ -71,43 +70,24 @@ def machine_rates() -> dict[str, float]:
     return found
 
 
-def model_times(model: Model, artifacts: Mapping[str, Path], device: Any) -> dict[str, Any]:
-    """Milliseconds of one model; a peer that fails is None, with why under ``peer_errors``."""
-    import torch
-
-    graph = peer_graph(model.path, fixed_shapes(model))
-    arrays = inputs_of(graph, model)
-    row: dict[str, Any] = {"model": model.name, "gflop": graph_flops(graph) / 1e9, "peer_errors": {}}
-    for name, key in (("ours", model.name), ("ours_fp16", f"{model.name}@fp16")):
-        if key in artifacts:
-            with tcompile.load(artifacts[key], device=device) as executable:
-                row[name] = 1e3 * our_seconds(executable, arrays)
-    tensors = [torch.from_numpy(np.ascontiguousarray(arrays[value.name])).cuda() for value in graph.inputs]
-    row["eager"] = _peer(row, "eager", lambda: torch_seconds(_eager(graph, tensors)))
-    row["compile"] = _peer(row, "compile", lambda: torch_seconds(_compiled(graph, tensors)))
-    row["compile_fp16"] = _peer(row, "compile_fp16", lambda: torch_seconds(_compiled(graph, tensors, half=True)))
-    row["jax"] = _peer(row, "jax", lambda: _jax_seconds(graph, arrays))
-    return row
+def our_milliseconds(model: Model, path: Path, device: str) -> float:
+    """Milliseconds of a run of a model's artifact."""
+    with tcompile.load(path, device=device) as executable:
+        return 1e3 * our_seconds(executable, peer_case(model)[1])
 
 
-def _peer(row: dict[str, Any], name: str, measure: Callable[[], float]) -> float | None:
-    try:
-        return 1e3 * measure()
-    except Exception as error:  # whatever a peer fails with, the others go on
-        row["peer_errors"][name] = f"{type(error).__name__}: {str(error)[:200]}"
-        return None
+def peer_milliseconds(model: Model, which: str) -> float:
+    """Milliseconds of a run of one of ``PEERS``."""
+    graph, arrays = peer_case(model)
+    return 1e3 * PEERS[which](graph, arrays)
 
 
-def _eager(graph: Any, tensors: list[Any]) -> Callable[[], object]:
-    import torch
+def _torch_tensors(graph: Any, arrays: Mapping[str, np.ndarray]) -> list[Any]:
+    return [_tensor(arrays[value.name]) for value in graph.inputs]
 
-    function = torch_function(graph)
 
-    def run() -> object:
-        with torch.inference_mode():
-            return function(*tensors)
-
-    return run
+def _eager(graph: Any, tensors: list[Any], *, half: bool = False) -> Callable[[], object]:
+    return _called(torch_function(graph), tensors, half)
 
 
 def _compiled(graph: Any, tensors: list[Any], *, half: bool = False) -> Callable[[], object]:
@@ -115,7 +95,14 @@ def _compiled(graph: Any, tensors: list[Any], *, half: bool = False) -> Callable
     import torch
 
     torch._dynamo.reset()
-    function = torch.compile(torch_function(graph), mode="reduce-overhead", dynamic=False)
+    torch._dynamo.config.cache_size_limit = 64
+    return _called(torch.compile(torch_function(graph), mode="reduce-overhead", dynamic=False), tensors, half)
+
+
+def _called(function: Callable[..., object], tensors: list[Any], half: bool) -> Callable[[], object]:
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # float32 as ours
 
     def run() -> object:
         with torch.inference_mode(), torch.autocast("cuda", torch.float16, enabled=half):
@@ -146,6 +133,15 @@ def _jax_seconds(graph: Any, arrays: Mapping[str, np.ndarray]) -> float:
     return best
 
 
+PEERS: dict[str, Callable[[Any, Mapping[str, np.ndarray]], float]] = {
+    "eager": lambda graph, arrays: torch_seconds(_eager(graph, _torch_tensors(graph, arrays))),
+    "eager_fp16": lambda graph, arrays: torch_seconds(_eager(graph, _torch_tensors(graph, arrays), half=True)),
+    "compile": lambda graph, arrays: torch_seconds(_compiled(graph, _torch_tensors(graph, arrays))),
+    "compile_fp16": lambda graph, arrays: torch_seconds(_compiled(graph, _torch_tensors(graph, arrays), half=True)),
+    "jax": lambda graph, arrays: _jax_seconds(graph, arrays),
+}
+
+
 def kernel_times(case: KernelCase, device: Any, rates: Mapping[str, float]) -> dict[str, Any]:
     """Milliseconds of one kernel and of PyTorch's own; ``fraction`` of the roofline by the machine's measured rates."""
     import torch
@@ -159,9 +155,12 @@ def kernel_times(case: KernelCase, device: Any, rates: Mapping[str, float]) -> d
     exact = case.torch(torch, [tensor.double() for tensor in tensors]).cpu().numpy()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     error, largest = largest_error(got.astype(np.float64), exact)
-    least = max(case.flops / rates[case.precision if case.dtype == "f32" else case.dtype], case.bytes / rates["copy"])
+    error /= max(largest, 1e-30)
+    kind = case.precision if case.dtype == "f32" else case.dtype
+    least = max(case.flops / rates[kind], case.bytes / rates["copy"])
     return {
-        "kernel": case.name, "ours": 1e3 * ours, "torch": 1e3 * theirs, "fraction": least / ours, "error": error / max(largest, 1e-30)
+        "kernel": case.name, "ours": 1e3 * ours, "torch": 1e3 * theirs, "fraction": least / ours, "error": error,
+        "wrong": "" if error <= _LIMITS[kind] else f"off by {error:.2g}"
     }  # fmt: skip
 
 
