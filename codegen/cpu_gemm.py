@@ -23,13 +23,14 @@ from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare, const, index_value
 from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
-from tcompile.ir.dims import DimLike, Shape
+from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.dtypes import DType
 from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.ops_contraction import free_axes
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import (
+    FEW_ROWS,
     FMA,
     MANY_ROWS,
     MOST_ROWS,
@@ -182,27 +183,29 @@ class Gemm:
             b=lambda vector, lane, term: right(term, vector, lane),
             combine=self.combine,
         )
-        start = panel * self.tile.columns
 
-        def place(row: DimLike, part: DimLike, column: DimLike) -> Shape:
-            return self.place(batch, first + row, start + column)
+        def store(start: DimLike, columns: DimLike | None) -> None:
+            def place(row: DimLike, part: DimLike, column: DimLike) -> Shape:
+                return self.place(batch, first + row, start + column)
 
-        self._by_width(panel, lambda columns: store_tile(self.epilogue, acc, place, tile.columns, columns))
+            store_tile(self.epilogue, acc, place, tile.columns, columns)
 
-    def _by_width(self, panel: DimLike, emit: Callable[[DimLike | None], None]) -> None:
-        """Runs ``emit`` for a full panel (None), and for the last one with its number of columns where it may be narrower."""
-        rest = dims.mod(self.problem.columns, self.tile.columns, self.nest.ranges)
-        if rest == 0:
-            emit(None)
+        self._by_width(panel, store)
+
+    def _by_width(self, panel: DimLike, emit: Callable[[DimLike, DimLike | None], None]) -> None:
+        """Runs ``emit(first column, columns)``: for a full panel (None), and for the last one where it may be narrower."""
+        columns, width = self.problem.columns, self.tile.columns
+        rest = dims.mod(columns, width, self.nest.ranges)
+        if rest == 0 or self.panels == 1:
+            emit(panel * width, None if rest == 0 else columns - panel * width)
             return
-        left = self.problem.columns - panel * self.tile.columns
-        if self.panels == 1:
-            emit(left)
-            return
-        with self.nest.branch(compare("ge", left, self.tile.columns)):
-            emit(None)
+        left = columns - panel * width
+        with self.nest.branch(compare("ge", left, width)):
+            # that no column is past the last one shows in no index by itself; results of other shapes would divide by extents
+            known = isinstance(columns, int)
+            emit(self.nest.let_index(index_value(panel * width), Range(0, columns - width)) if known else panel * width, None)
         with self.nest.otherwise():
-            emit(rest if isinstance(rest, int) else left)
+            emit(columns - rest if isinstance(rest, int) else panel * width, rest if isinstance(rest, int) else left)
 
 
 class PackedGemm(Gemm):
@@ -214,7 +217,8 @@ class PackedGemm(Gemm):
         return Problem(dims.product(a.shape[:-1]), self.core.attrs["columns"], a.shape[-1], dtype)
 
     def _tile(self) -> Tile:
-        return packed_tile(self.target, self.problem, _extent(self.core.inputs[1].shape[2]))
+        few = self.core.attrs.get("few", False)
+        return packed_tile(self.target, self.problem, _extent(self.core.inputs[1].shape[2]), few=few)
 
     def left(self, batch: DimLike, row: DimLike, term: DimLike) -> Expr:
         return self.draft.inliner.flat(self.core.inputs[0], row * self.problem.terms + term)
@@ -308,13 +312,13 @@ class BatchedGemm(Gemm):
         b, width, nest = self.core.inputs[1], self.tile.columns, self.nest
         packed = nest.alloc(b.dtype, (self.problem.terms * width,))
 
-        def copy(columns: DimLike | None) -> None:
+        def copy(start: DimLike, columns: DimLike | None) -> None:
             with nest.loop(self.problem.terms) as term:
                 if columns is not None:  # lanes of no column still take part in the arithmetic
                     with nest.loop(width, LoopKind.VECTOR, self.tile.lanes) as column:
                         nest.store(packed, term * width + column, const(0, b.dtype))
                 with nest.loop(width if columns is None else columns, LoopKind.VECTOR, self.tile.lanes) as column:
-                    element = self.draft.element(b, self._index(1, batch, panel * width + column, term))
+                    element = self.draft.element(b, self._index(1, batch, start + column, term))
                     nest.store(packed, term * width + column, element)
 
         self._by_width(panel, copy)
@@ -354,8 +358,8 @@ def fetched_ahead(terms: int, row_bytes: int, tiles: int) -> Ahead | None:
     return Ahead(step, -(-step * row_bytes // (LINE_BYTES * tiles))) if step >= 4 else None
 
 
-def packed_tile(target: Target, problem: Problem, width: int, step: Step = FMA) -> Tile:
-    """The best tile whose columns divide a given panel width."""
+def packed_tile(target: Target, problem: Problem, width: int, step: Step = FMA, *, few: bool = False) -> Tile:
+    """The best tile whose columns divide a given panel width. ``few``: a symbolic number of rows is small."""
     lane_count = lanes(target, problem.dtype)
     lane_count = lane_count if width % lane_count == 0 else width
     if is_streamed(target, problem.rows, _extent(problem.terms), _extent(problem.columns), problem.dtype):
@@ -363,7 +367,7 @@ def packed_tile(target: Target, problem: Problem, width: int, step: Step = FMA) 
         if 1 < streams <= -(-problem.columns // width):
             return Tile(problem.rows, streams * width // lane_count, lane_count)
     symbolic = not isinstance(problem.rows, int)
-    limit = MANY_ROWS if symbolic else max(int(problem.rows), 1)
+    limit = (FEW_ROWS if few else MANY_ROWS) if symbolic else max(int(problem.rows), 1)
 
     def cycles(rows: int, vectors: int) -> float:
         full, rest = divmod(limit, rows)
@@ -375,6 +379,7 @@ def packed_tile(target: Target, problem: Problem, width: int, step: Step = FMA) 
         for vectors in range(1, width // lane_count + 1)
         if width % (vectors * lane_count) == 0
         for rows in ((8, 4, 2, 1) if symbolic else range(1, min(limit, MOST_ROWS) + 1))
+        if rows <= limit
         if matrix_fits(target, rows, vectors, step)
     ]
     return min(sizes, key=lambda item: item[0])[1]

@@ -120,9 +120,11 @@ def _evaluate_dot_packed(arrays: Arrays, attrs: Attrs, regions: object, env: Env
 register(
     OpSpec(
         "dot_packed",
-        "dot_packed(a, b) {columns, dtype}: a [..., K] times a matrix [K, columns] stored as panels [ceil(columns / W), K, W].",
+        "dot_packed(a, b) {columns, dtype, few}: a [..., K] times a matrix [K, columns] stored as panels [ceil(columns / W), K, W]."
+        " ``few``: a symbolic number of rows is expected to be small.",
         operands=(2, 2),
-        attrs={"columns": "int", "dtype": "dtype"},
+        attrs={"columns": "int", "dtype": "dtype", "few": "bool"},
+        defaults={"few": False},
         infer=_infer_dot_packed,
         evaluate=_evaluate_dot_packed,
         tolerance=Tolerance(ulp=2, grows=True),

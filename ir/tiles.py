@@ -16,10 +16,12 @@ from tcompile.ir.winograd import Winograd
 _TRANSFORM_CYCLES = 180.0  # of one tile and one vector of channels, both passes, loads and stores
 _HALVES_GAIN = 1.5  # products of halves for each of floats: a word's two take two operations, which share ports
 _MEMORY_BYTES_PER_CYCLE = 6.0  # of one core
+_L2_BYTES_PER_CYCLE = 24.0  # into the L1 cache
 MOST_ROWS = 8  # of a matrix at a time: more, at strides of whole pages, evict each other from the L1 cache
 _NEAR_BYTES_PER_CYCLE = 10.0  # from behind the L1 cache
 _TILE_CYCLES = 40.0  # around the loop over terms of a tile
 MANY_ROWS = 64  # what a symbolic number of rows is planned for
+FEW_ROWS = 2  # of a recurrence
 _MANY_TASKS = 16  # of which one more or less on a thread is no matter
 _MOST_STREAMS = 4  # one stream of addresses leaves a third of the memory's bandwidth unused, more than four add nothing
 
@@ -83,28 +85,34 @@ def dot_step(target: Target, parts: int) -> Step:
     return HALVES if parts == 2 and target.dot_parts == 2 else FMA
 
 
-def best_tile(target: Target, rows: DimLike, columns: int, lane_count: int, step: Step = FMA) -> Tile:
-    """The tile that needs the fewest cycles for a matrix of ``rows`` (symbolic: many) x ``columns``."""
+def best_tile(
+    target: Target, rows: DimLike, columns: int, lane_count: int, step: Step = FMA, terms: int = 0, planned: int = MANY_ROWS
+) -> Tile:
+    """The tile that needs the fewest cycles for a matrix of ``rows`` (symbolic: ``planned``) x ``columns``, and sums of ``terms``."""
     total = max(-(-columns // lane_count), 1)
-    limit = rows if isinstance(rows, int) and rows else MANY_ROWS
+    limit = rows if isinstance(rows, int) and rows else planned
     best: tuple[float, Tile] | None = None
     for vectors in range(1, min(total, 8) + 1):
         for height in range(1, min(limit, MOST_ROWS) + 1):
             # run-time row counts are covered by a power of two and its halves
             if not matrix_fits(target, height, vectors, step) or (not isinstance(rows, int) and height not in (1, 2, 4, 8)):
                 continue
-            work = _work(target, limit, total, height, vectors, step)
+            work = _work(target, limit, total, height, vectors, step, terms)
             if best is None or work < best[0]:
                 best = work, Tile(height, vectors, lane_count)
     assert best is not None, target
     return best[1]
 
 
-def _work(target: Target, rows: int, vectors: int, height: int, width: int, step: Step) -> float:
-    """Cycles per term over the whole matrix."""
+def _work(target: Target, rows: int, vectors: int, height: int, width: int, step: Step, terms: int) -> float:
+    """Cycles per term over the whole matrix. A panel that leaves the L1 cache comes from the L2 for each tile of rows."""
     panels = -(-vectors // width)
     full, rest = divmod(rows, height)
-    return panels * (full * step_cycles(target, height, width, step) + (step_cycles(target, rest, width, step) if rest else 0))
+    read = width * target.vector_bytes
+    least = read / _L2_BYTES_PER_CYCLE if terms * read > target.l1_bytes // 2 else 0.0
+    around = _TILE_CYCLES / terms if terms else 0.0
+    tile, last = (max(step_cycles(target, count, width, step), least) + around for count in (height, rest))
+    return panels * (full * tile + (last if rest else 0))
 
 
 def step_cycles(target: Target, height: int, width: int, step: Step = FMA) -> float:
@@ -137,14 +145,19 @@ def attention_tiles(target: Target, rows: DimLike, keys: int, columns: int, dept
     return best[1], best[2]
 
 
-def panel_width(target: Target, rows: DimLike, terms: int, columns: int, dtype: DType, step: Step = FMA) -> int:
-    """How wide to pack a constant matrix of ``terms`` x ``columns`` for a product with ``rows`` rows; ``dtype`` is that of the sums."""
+def panel_width(target: Target, rows: DimLike, terms: int, columns: int, dtype: DType, step: Step = FMA, *, few: bool = False) -> int:
+    """How wide to pack a constant matrix of ``terms`` x ``columns`` for a product with ``rows`` rows; ``dtype`` is that of the sums.
+
+    ``few``: a symbolic number of rows is small.
+    """
     lane_count = lanes(target, dtype)
     if is_streamed(target, rows, terms, columns, dtype):
         vectors = max((1, 2, 4), key=lambda vectors: (side_by_side(target, rows, vectors), vectors))
         if side_by_side(target, rows, vectors) * vectors * lane_count <= columns:
             return vectors * lane_count
-    return best_tile(target, rows, columns, lane_count, step).columns
+    if few:
+        return best_tile(target, rows, columns, lane_count, step, planned=FEW_ROWS).columns
+    return best_tile(target, rows, columns, lane_count, step, terms).columns
 
 
 def is_streamed(target: Target, rows: DimLike, terms: int, columns: int, dtype: DType) -> bool:

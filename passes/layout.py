@@ -42,9 +42,9 @@ class AssignLayouts:
         builder.symbols = graph.symbols
         return remove_dead(self._assign(graph, builder))
 
-    def _assign(self, graph: Graph, builder: Builder) -> Graph:
+    def _assign(self, graph: Graph, builder: Builder, *, turns: bool = False) -> Graph:
         builder.inputs = list(graph.inputs)
-        forms = Forms(graph, builder, self.target, winograd=self.winograd)
+        forms = Forms(graph, builder, self.target, winograd=self.winograd, turns=turns)
         for node in graph.nodes:
             builder.source = node.source
             if node in forms.done:
@@ -59,7 +59,8 @@ class AssignLayouts:
     def _keep(self, node: Node, forms: Forms) -> None:
         """The node as it was, on plain operands."""
         inputs = tuple(map(forms.plain, node.inputs))
-        regions = tuple(self._assign(region, forms.b.region(region.name)) for region in node.regions)
+        turns = forms.turns or node.op == "loop"
+        regions = tuple(self._assign(region, forms.b.region(region.name), turns=turns) for region in node.regions)
         forms.b.nodes.append(Node(node.op, inputs, node.outputs, node.attrs, regions, node.source))
         for value in node.outputs:
             forms.set_plain(value, value)

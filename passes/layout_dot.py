@@ -36,10 +36,12 @@ def assign_dot(node: Node, forms: Forms) -> bool:
         left = _rows_by_terms(forms, forms.plain(a), (*free_a, *contract_a), (rows, terms))
         forms.set_plain(node.output, forms.b.reshape(dot_interleaved(forms, left, matrix, rows, parts), node.output.shape))
         return True
-    width = panel_width(forms.target, rows, *matrix.shape, accumulator_type(a.dtype, b.dtype, node.attrs["dtype"]))
+    dtype = accumulator_type(a.dtype, b.dtype, node.attrs["dtype"])
+    few = forms.turns and not isinstance(rows, int)  # a recurrence has one row of each sequence of a batch
+    width = panel_width(forms.target, rows, *matrix.shape, dtype, few=few)
     left = _rows_by_terms(forms, forms.plain(a), (*free_a, *contract_a), (rows, terms))
     panels = forms.b.constant(pack_panels(matrix, width))
-    result = forms.b.emit("dot_packed", left, panels, columns=matrix.shape[1], dtype=node.attrs["dtype"])
+    result = forms.b.emit("dot_packed", left, panels, columns=matrix.shape[1], dtype=node.attrs["dtype"], few=few)
     forms.set_plain(node.output, forms.b.reshape(result, node.output.shape))
     return True
 

@@ -33,11 +33,11 @@ class Form:
 
 
 class Forms:
-    """The values of the graph under construction by the old value they stand for."""
+    """The values of the graph under construction by the old value they stand for. ``turns``: it runs in a loop, again and again."""
 
-    def __init__(self, graph: Graph, builder: Builder, target: Target, *, winograd: bool) -> None:
+    def __init__(self, graph: Graph, builder: Builder, target: Target, *, winograd: bool, turns: bool = False) -> None:
         self.b = builder
-        self.target, self.winograd = target, winograd
+        self.target, self.winograd, self.turns = target, winograd, turns
         self.producers, self.users, self.returned = graph.producers(), graph.users(), frozenset(graph.outputs)
         self.done: set[Node] = set()  # nodes that were computed together with an earlier one
         self.block = channel_block(target, [value.dtype for node in graph.nodes if node.op == "conv" for value in node.inputs])
