@@ -68,7 +68,8 @@ class DeviceArray:
             raise InputError("a device array with gaps cannot be copied to the host", hint="copy its whole buffer, and slice that")
         result = np.empty(self.shape, self.dtype)
         if result.size:
-            self.device.download(result, self.address, self.stream)
+            with self.device.active():
+                self.device.download(result, self.address, self.stream)
         return result
 
     def reshape(self, *shape: Any) -> DeviceArray:
@@ -95,6 +96,9 @@ class DeviceArray:
         return DeviceArray(
             self.device, address, shape, self.element, self, strides=strides, stream=self.stream, read_only=not self.flags.writeable
         )
+
+    def lend(self) -> None:
+        """Tells that work on another stream than the array's own reads it, which may go on when the array is gone."""
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
         array = self.numpy()
@@ -123,7 +127,8 @@ class DeviceArray:
     def __dlpack__(self, *, stream: int | None = None, **_: Any) -> Any:
         """A capsule (DLPack before version 1). Waits for the array's own stream unless the consumer reads on it."""
         if stream != -1 and (stream or 0) != self.stream:
-            self.device.synchronize(self.stream)
+            with self.device.active():
+                self.device.synchronize(self.stream)
         return _capsule(self)
 
     def __repr__(self) -> str:
@@ -157,8 +162,8 @@ def as_device_array(value: Any, element: Element, device: Device, stream: Stream
     """
     if isinstance(value, DeviceArray):
         found = value
-        if found.stream != stream:
-            found.device.synchronize(found.stream)
+        if found.stream != stream and found.device.number == device.number:
+            device.synchronize(found.stream)
     else:
         read = _from_dlpack if hasattr(value, "__dlpack__") else _from_interface
         try:

@@ -11,6 +11,7 @@ runs in order. All methods raise ``tcompile.errors.Error`` with the driver's nam
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,8 +50,9 @@ class Device(Protocol):
     captures: bool
     takes_text: bool
 
-    def activate(self) -> None:
-        """Makes the device the calling thread's: called before other methods, at the start of each run."""
+    def active(self) -> AbstractContextManager[object]:
+        """The device is the calling thread's inside of ``with device.active():``; the other methods are called there. At its end the
+        thread has what it had before: a caller's own choice of device stays."""
         ...
 
     def allocate(self, size: int) -> int:
@@ -109,6 +111,10 @@ class Device(Protocol):
 
     def record(self, event: Any, stream: Stream) -> None:
         """The event happens when all work so far of the stream is done."""
+        ...
+
+    def finish(self, event: Any) -> None:
+        """Waits until a recorded event has happened, also where its stream is gone."""
         ...
 
     def elapsed(self, begin: Any, end: Any) -> float:

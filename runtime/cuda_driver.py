@@ -12,18 +12,20 @@ from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_size_t, c_uint, c
 
 from tcompile.errors import ArtifactError, Error, ExecutionError, OutOfMemory
 
-_OUT_OF_MEMORY, _NOT_READY, _NO_BINARY, _INVALID_IMAGE, _INVALID_PTX, _BAD_PTX_VERSION = 2, 600, 209, 200, 218, 222
+_OUT_OF_MEMORY = 2
+_REFUSED = (200, 209, 218, 221, 222, 223)  # code: no image, for no such GPU, bad PTX, no compiler of PTX, PTX too new, compiler off
 _SHARED_LIMIT = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 _PLAIN_SHARED = 48 << 10  # bytes of shared memory that a block may have without asking
 _ERROR_LOG, _ERROR_LOG_BYTES = 5, 6  # CU_JIT_ERROR_LOG_BUFFER and its size
-_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED: memory that is collected meanwhile may be freed
 _NON_BLOCKING = 1
 _MEMORY_TYPE = 2  # CU_POINTER_ATTRIBUTE_MEMORY_TYPE
 
 _FUNCTIONS: dict[str, tuple[object, ...]] = {
     "cuGetErrorName": (c_int, POINTER(c_char_p)),
     "cuGetErrorString": (c_int, POINTER(c_char_p)),
-    "cuCtxSetCurrent": (c_void_p,),
+    "cuCtxPushCurrent_v2": (c_void_p,),
+    "cuCtxPopCurrent_v2": (POINTER(c_void_p),),
     "cuMemGetInfo_v2": (POINTER(c_size_t), POINTER(c_size_t)),
     "cuMemAlloc_v2": (POINTER(c_uint64), c_size_t),
     "cuMemFree_v2": (c_uint64,),
@@ -54,12 +56,17 @@ _FUNCTIONS: dict[str, tuple[object, ...]] = {
 }
 
 
+def library_name() -> str:
+    """What the driver's library is called on this system."""
+    return "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
 class Driver:
     """The driver's library. Methods raise Error, or one of its kinds, with the driver's own name of what went wrong."""
 
     def __init__(self, path: str | None = None) -> None:
         """Opens the library. Raises Error where there is none, or an old one."""
-        name = path or ("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        name = path or library_name()
         try:
             self._library = ctypes.CDLL(name)
             for function, arguments in _FUNCTIONS.items():
@@ -82,7 +89,7 @@ class Driver:
         what = f"{(code.value or b'?').decode()} ({(text.value or b'unknown').decode()})"
         if status == _OUT_OF_MEMORY:
             raise OutOfMemory(f"the device has no memory left: {name}: {what}")
-        if status in (_NO_BINARY, _INVALID_IMAGE, _INVALID_PTX, _BAD_PTX_VERSION):
+        if status in _REFUSED:
             raise ArtifactError(f"the device refuses the code: {what}", hint="compile the model for this device, or update the driver")
         raise ExecutionError(f"the device failed: {name}: {what}")
 
@@ -140,7 +147,15 @@ class Driver:
         pointers = (c_void_p * max(len(arguments), 1))(*range(base, base + 8 * len(arguments), 8))
         self.call("cuLaunchKernel", function, *grid, *block, shared, stream, ctypes.addressof(pointers), None)
 
-    # Handles ------------------------------------------------------------------------------------------
+    # Contexts, handles ------------------------------------------------------------------------------------------
+
+    def push(self, context: int) -> None:
+        """Makes a context the calling thread's."""
+        self.call("cuCtxPushCurrent_v2", context)
+
+    def pop(self) -> None:
+        """Gives the calling thread back the context that it had before."""
+        self.call("cuCtxPopCurrent_v2", byref(c_void_p()))
 
     def new(self, name: str, *arguments: object) -> int:
         """The handle that a function gives through its first argument."""
@@ -154,7 +169,7 @@ class Driver:
 
     def begin_capture(self, stream: int) -> None:
         """Work of this thread on the stream is written down."""
-        self.call("cuStreamBeginCapture_v2", stream, _THREAD_LOCAL)
+        self.call("cuStreamBeginCapture_v2", stream, _RELAXED)
 
     def end_capture(self, stream: int) -> int:
         """The graph of what was written down."""

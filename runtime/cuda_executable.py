@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import numpy as np
 
 from tcompile.errors import Error, InputError
 from tcompile.runtime.arrays import as_input
-from tcompile.runtime.cuda_arrays import as_device_array, on_device
+from tcompile.runtime.cuda_arrays import DeviceArray, as_device_array, on_device
 from tcompile.runtime.cuda_device import Device, Stream
 from tcompile.runtime.cuda_devices import open_device
 from tcompile.runtime.cuda_model import CudaModel
@@ -44,6 +46,7 @@ class CudaExecutable(NamedTensors):
         self.inputs: tuple[TensorSpec, ...] = plan.input_specs()
         self.outputs: tuple[TensorSpec, ...] = plan.output_specs()
         self._output_names = [spec.name for spec in self.outputs]
+        self._lock = Lock()
         self._free: list[CudaSession] = []  # not in a run
         self._sessions: list[CudaSession] = []
 
@@ -71,8 +74,7 @@ class CudaExecutable(NamedTensors):
 
         Raises InputError for inputs that do not fit (before anything runs), ExecutionError for a run that stopped, OutOfMemory.
         """
-        session = self._take()
-        try:
+        with self._session() as session:
             wanted = self._output_names if outputs is None else self._known(outputs, "output")
             given = dict(out or {})
             self._known(given, "out array")
@@ -80,19 +82,16 @@ class CudaExecutable(NamedTensors):
             request = Request(wanted, {}, self._positions(donate), on_device, handle)
             place = session.stream_of(request)
             arrays = self._arrays(inputs, place)
+            if handle is not None:
+                _lend(arrays, handle)
             targets = {name: self._target(name, value, place) for name, value in given.items()}
             results = session.run(arrays, Request(wanted, targets, request.donated, on_device, handle))
             return {name: given.get(name, result) for name, result in results.items()}
-        finally:
-            self._give_back(session)
 
     def output_shapes(self, inputs: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
         """The outputs' shapes for inputs of these shapes; -1 where only a run knows."""
-        session = self._take()
-        try:
+        with self._session() as session:
             return dict(zip(self._output_names, session.output_shapes(inputs[spec.name] for spec in self.inputs), strict=True))
-        finally:
-            self._give_back(session)
 
     @property
     def device(self) -> Device:
@@ -122,19 +121,16 @@ class CudaExecutable(NamedTensors):
 
     def profile(self, inputs: Inputs, *, runs: int = 10) -> Profile:
         """Runs the model once, then ``runs`` times measured by events around each launch, which are then not one graph."""
-        plan, session = self._opened().plan, self._take()
-        try:
+        plan = self._opened().plan
+        with self._session() as session:
             arrays = self._arrays(inputs, session.stream_of(Request(())))
             measured = session.profile(arrays, runs)
-        finally:
-            self._give_back(session)
         whole = [one.seconds for one in measured]
         return Profile(statistics.median(whole), min(whole), tuple(_profiled(launch, measured) for launch in plan.launches))
 
     def seconds(self, inputs: Inputs, *, runs: int = 100) -> float:
         """The mean time of a run as a caller on the device sees it: between two events around ``runs`` runs of device arrays."""
-        session = self._take()
-        try:
+        with self._session() as session:
             stream = session.stream_of(Request(()))
             device = self._opened().device
             arrays = self._arrays(inputs, stream)
@@ -147,8 +143,6 @@ class CudaExecutable(NamedTensors):
                 session.run(arrays, request)
             device.record(end, stream)
             return device.elapsed(begin, end) / runs
-        finally:
-            self._give_back(session)
 
     def memory(self) -> Memory:
         """Bytes on the device held now, by sessions that are not in a run. ``scratch`` counts copies of inputs and outputs."""
@@ -188,12 +182,15 @@ class CudaExecutable(NamedTensors):
             session.cancel()
 
     def close(self) -> None:
-        """Gives back the model's memory on the device. Closing twice is fine."""
-        self._model = None
-        for session in self._free:
-            session.close()
-        self._free.clear()
-        self._sessions.clear()
+        """Gives back the model's memory on the device, that of runs in progress at their end. Closing twice is fine."""
+        with self._lock:
+            model, self._model = self._model, None
+            free, self._free = self._free, []
+            self._sessions.clear()
+        if model is not None:
+            with model.device.active():
+                for session in free:
+                    session.close()
 
     def __enter__(self) -> CudaExecutable:
         return self
@@ -215,18 +212,28 @@ class CudaExecutable(NamedTensors):
             raise Error(f"the model {self.name} is closed", hint="load it again")
         return self._model
 
-    def _take(self) -> CudaSession:
+    @contextmanager
+    def _session(self) -> Iterator[CudaSession]:
+        """A session for one run, while the device is the thread's."""
         model = self._opened()
-        try:
-            return self._free.pop()
-        except IndexError:
-            session = CudaSession(model.shared)
-            self._sessions.append(session)
-            return session
+        with model.device.active():
+            with self._lock:
+                session = self._free.pop() if self._free else None
+            if session is None:
+                session = CudaSession(model.shared)
+                self._sessions.append(session)
+            try:
+                yield session
+            finally:
+                self._give_back(session)
 
     def _give_back(self, session: CudaSession) -> None:
-        if self._model is not None:
-            self._free.append(session)
+        with self._lock:
+            closed = self._model is None
+            if not closed:
+                self._free.append(session)
+        if closed:
+            session.close()
 
     def _arrays(self, inputs: Inputs, stream: Stream) -> list[Array]:
         """The inputs in order, on the host or on the device."""
@@ -259,6 +266,13 @@ def _profiled(launch: Launch, runs: Sequence[Measured]) -> CallProfile:
         kernel.name, launch.nodes, statistics.median(seconds), min(seconds), last.turns.get(number, 0),
         last.flops.get(number) or None, last.bytes.get(number), None, dict(kernel.record),
     )  # fmt: skip
+
+
+def _lend(arrays: Iterable[Array], stream: Stream) -> None:
+    """Marks device arrays that a run on the caller's stream reads, but that belong to other ones."""
+    for array in arrays:
+        if isinstance(array, DeviceArray) and array.stream != stream:
+            array.lend()
 
 
 def stream_handle(stream: Any) -> Stream:

@@ -88,6 +88,9 @@ class _Result(DeviceArray):
         self.seen.append(True)
         return super().__cuda_array_interface__
 
+    def lend(self) -> None:
+        self.seen.append(True)
+
     def _view(self, *args: object) -> DeviceArray:
         self.seen.append(True)
         return super()._view(*args)

@@ -47,7 +47,10 @@ class CudaModel:
         """Loads the code and uploads the weights. Raises ArtifactError for a damaged artifact or one for another device."""
         self.archive, self.device = archive, device
         self.plan = read_plan_of(archive)
-        device.activate()
+        with device.active():
+            self._load(device)
+
+    def _load(self, device: Device) -> None:
         self._module = device.module(self._code(code_entry(self.plan, device)))
         functions = [self._module.function(kernel.function) for kernel in self.plan.kernels]
         self.shared = Shared(device, self.plan, functions)

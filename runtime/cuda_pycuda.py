@@ -4,15 +4,30 @@ what PyCUDA cannot do on a caller's stream goes through ``cuda_driver.py``. PyCU
 
 from __future__ import annotations
 
+import ctypes
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from tcompile.errors import Error
 from tcompile.runtime.cuda_device import Extents, Stream
-from tcompile.runtime.cuda_driver import Driver
+from tcompile.runtime.cuda_driver import Driver, library_name
+
+
+class _Active:
+    """The device's context is the thread's while this is entered; by any number of threads at once."""
+
+    def __init__(self, driver: Driver, context: int) -> None:
+        self._driver, self._context = driver, context
+
+    def __enter__(self) -> None:
+        self._driver.push(self._context)
+
+    def __exit__(self, *_: object) -> None:
+        self._driver.pop()
 
 
 class _Function:
@@ -52,6 +67,8 @@ class _Graph:
 
 def _pycuda() -> Any:
     """PyCUDA's driver module, initialised. Raises Error saying what is missing."""
+    with suppress(OSError):  # builds of PyCUDA that name no driver's library find its functions in the process
+        ctypes.CDLL(library_name(), mode=ctypes.RTLD_GLOBAL)
     try:
         import pycuda.driver as pycuda
     except ImportError as error:
@@ -82,21 +99,22 @@ class PyCudaDevice:
         self.number, self.name, self.sm = number, device.name(), 10 * major + minor
         self._context = device.retain_primary_context()
         self.driver = Driver()
+        self._active = _Active(self.driver, self._context.handle)
 
-    def activate(self) -> None:
-        self.driver.call("cuCtxSetCurrent", self._context.handle)
+    def active(self) -> _Active:
+        return self._active
 
     def destroy(self, function: str, handle: int) -> None:
         """Gives a handle back, on whatever thread its owner ends."""
-        self.activate()
-        self.driver.call(function, handle)
+        with self._active:
+            self.driver.call(function, handle)
 
     def allocate(self, size: int) -> int:
         return self.driver.allocate(size)
 
     def free(self, address: int) -> None:
-        self.activate()
-        self.driver.call("cuMemFree_v2", address)
+        with self._active:  # on whatever thread its owner ends
+            self.driver.call("cuMemFree_v2", address)
 
     def upload(self, address: int, array: np.ndarray, stream: Stream) -> None:
         self.driver.call("cuMemcpyHtoDAsync_v2", address, array.ctypes.data, array.nbytes, stream)
@@ -126,7 +144,7 @@ class PyCudaDevice:
         return self.driver.new_stream()
 
     def free_stream(self, stream: Stream) -> None:
-        self.driver.call("cuStreamDestroy_v2", stream)
+        self.destroy("cuStreamDestroy_v2", stream)
 
     def synchronize(self, stream: Stream) -> None:
         self.driver.call("cuStreamSynchronize", stream)
@@ -136,6 +154,9 @@ class PyCudaDevice:
 
     def record(self, event: _Event, stream: Stream) -> None:
         self.driver.call("cuEventRecord", event.handle, stream)
+
+    def finish(self, event: _Event) -> None:
+        self.driver.call("cuEventSynchronize", event.handle)
 
     def elapsed(self, begin: _Event, end: _Event) -> float:
         return self.driver.elapsed(begin.handle, end.handle)

@@ -67,6 +67,7 @@ class Replay:
             walk = self.walk(prepared, places, stream)
             if 0 < walk.started <= _NODES:
                 while len(prepared.graphs) >= _GRAPHS:
+                    self._shared.device.synchronize(stream)  # it may still run
                     prepared.graphs.pop(next(iter(prepared.graphs)))
                 prepared.graphs[key] = None
             return walk

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -31,12 +32,15 @@ class Measured:
 
 
 class CudaSession:
-    """Runs one call at a time."""
+    """Runs one call at a time. All methods but ``cancel`` and ``memory`` are called while the device is active."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared, self._device, self._plan = shared, shared.device, shared.plan
-        self._device.activate()
         self._stream = self._last = self._device.new_stream()
+        self._free_stream = weakref.finalize(self, self._device.free_stream, self._stream)
+        self._free_stream.atexit = False
+        self._event: Any = None  # at the end of the last run, where that was on a stream of the caller's
+        self._running = False
         self._memory = Memory(Block(self._device), Block(self._device))
         results = Results(self._device)
         self._room = Room(self._plan, self._device, self._plan.input_specs(), self._plan.output_specs(), results)
@@ -48,16 +52,16 @@ class CudaSession:
     def run(self, arrays: Sequence[Array], request: Request) -> dict[str, Array]:
         """The wanted outputs of a run. ``arrays``: the inputs in order, of their types; device arrays are ready on its stream."""
         transfer, prepared = self._ready(arrays, request)
-        walk = self._replay.run(prepared, transfer.places, transfer.stream)
-        walk.check()
-        found = {name: transfer.result(self._names.index(name), walk) for name in request.wanted}
-        if request.stream is None:
-            self._device.synchronize(transfer.stream)
+        try:
+            walk = self._replay.run(prepared, transfer.places, transfer.stream)
+            walk.check()
+            found = {name: transfer.result(self._names.index(name), walk) for name in request.wanted}
+        finally:
+            self._end(request, transfer.stream)
         return found
 
     def stream_of(self, request: Request) -> Stream:
-        """The stream that a run will use; makes the device the calling thread's."""
-        self._device.activate()
+        """The stream that a run will use."""
         return self._stream if request.stream is None else request.stream
 
     def output_shapes(self, shapes: Iterable[Sequence[int]]) -> list[tuple[int, ...]]:
@@ -86,20 +90,19 @@ class CudaSession:
 
     def close(self) -> None:
         """Gives back the memory; results that the caller has keep theirs."""
-        self._device.activate()
-        self._device.synchronize(self._last)
+        self._settle()
         self._prepared.clear()
         for block in (self._memory.arena, self._memory.status, *self._room.blocks.values(), *self._memory.growing.values()):
             block.free(self._stream)
         self._room.results.drop()
-        self._device.free_stream(self._stream)
+        self._free_stream()
 
     def _ready(self, arrays: Sequence[Array], request: Request) -> tuple[Transfer, Prepared]:
         """Everything up to the launches."""
         self._cancelled = False
         stream = self.stream_of(request)
         if stream != self._last:  # one arena: what the last run left on its stream ends first
-            self._device.synchronize(self._last)
+            self._settle()
             self._last = stream
         transfer = Transfer(self._room, arrays, request, stream)
         prepared = self._prepare([tuple(array.shape) for array in arrays], transfer.rows)
@@ -108,6 +111,22 @@ class CudaSession:
         transfer.place_outputs(prepared.output_shapes)
         return transfer, prepared
 
+    def _end(self, request: Request, stream: Stream) -> None:
+        """After the launches: waits for them, or notes their end where the caller gave the stream."""
+        self._running = request.stream is not None
+        if not self._running:
+            self._device.synchronize(stream)
+            return
+        if self._event is None:
+            self._event = self._device.new_event()
+        self._device.record(self._event, stream)
+
+    def _settle(self) -> None:
+        """Waits for what is still running. The caller's stream may be gone; the event is the session's."""
+        if self._running:
+            self._device.finish(self._event)
+            self._running = False
+
     def _prepare(self, shapes: list[tuple[int, ...]], rows: Rows) -> Prepared:
         key = (*shapes, *sorted(rows.items()))
         found = self._prepared.get(key)
@@ -115,6 +134,7 @@ class CudaSession:
             values = bind_shapes(self._plan, shapes, rows)
             found = Prepared(Known(values), output_shapes(self._plan, values), self._plan.arena.value(values))
             while len(self._prepared) >= _SHAPES:
+                self._settle()  # its graphs may still run
                 self._prepared.pop(next(iter(self._prepared)))
             self._prepared[key] = found
         return found

@@ -96,6 +96,7 @@ class Transfer:
             if not spec.growing:
                 if spec.name in self.request.wanted and self.stays(spec.name):
                     target = placement.choose(k, spec, (shape, spec.dtype))
+                    target.stream = self.stream  # readers wait for this run
                     self.places[number] = target.address
                 else:
                     size = prod(self._whole(spec, shape)) * spec.dtype.itemsize

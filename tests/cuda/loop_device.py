@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,9 @@ class LoopDevice:
 
     # Memory -------------------------------------------------------------------------------------------
 
-    def activate(self) -> None:
+    def active(self) -> nullcontext[None]:
         self.activated += 1
+        return nullcontext()
 
     def allocate(self, size: int) -> int:
         assert size > 0
@@ -144,6 +146,9 @@ class LoopDevice:
     def record(self, event: list[int], stream: Stream) -> None:
         self._clock += 1
         event[:] = [self._clock]
+
+    def finish(self, event: list[int]) -> None:
+        assert event
 
     def elapsed(self, begin: list[int], end: list[int]) -> float:
         return (end[0] - begin[0]) / 1e6

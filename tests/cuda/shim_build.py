@@ -72,7 +72,8 @@ class ShimModule:
 
     def __init__(self, text: str) -> None:
         source, self.words = translated(text)
-        self.library = ctypes.CDLL(str(_built(source)))
+        self.path = _built(source)
+        self.library = ctypes.CDLL(str(self.path))
 
     def function(self, name: str) -> Function:
         """The kernel of a name. Raises ShimError where there is none."""
@@ -121,6 +122,7 @@ def _kernel(found: re.Match[str]) -> tuple[str, str, int]:
     body, shared = _memory(found["body"])
     meets = bool(_MEETS.search(body)) or shared > 0  # a race needs threads side by side to be seen
     launch = [
+        f'extern "C" __attribute__((visibility("default"))) const int shim_words_{name} = {len(arguments)};',
         f'extern "C" __attribute__((visibility("default"))) int shim_launch_{name}(',
         "    const long long *arguments, const unsigned *grid, const unsigned *block, unsigned dynamic, char *message)",
         "{",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import ctypes
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -49,8 +50,9 @@ class ShimDevice:
         self._captured: dict[int, list[Callable[[], None]]] = {}
         self._streams = 0
 
-    def activate(self) -> None:
+    def active(self) -> nullcontext[None]:
         """Nothing to do."""
+        return nullcontext()
 
     # Memory -------------------------------------------------------------------------------------------
 
@@ -151,6 +153,9 @@ class ShimDevice:
             event[0] = perf_counter()
 
         self._work(stream, mark)
+
+    def finish(self, event: list[float]) -> None:
+        """Nothing to wait for."""
 
     def elapsed(self, begin: list[float], end: list[float]) -> float:
         """Seconds between two events."""
