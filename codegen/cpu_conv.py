@@ -24,11 +24,12 @@ from tcompile.codegen.cpu_tile import Accumulator, micro_kernel
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare, index_value, select
 from tcompile.ir import dims
+from tcompile.ir.choices import choose
 from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.target import Target
-from tcompile.ir.tiles import FMA, MANY_ROWS, Step, Tile, accumulator_type, lanes, matrix_fits, step_cycles
+from tcompile.ir.tiles import FMA, MANY_ROWS, Step, Tile, accumulator_type, lanes, matrix_fits, tile_cycles
 
 MIN_TASKS = 32  # parallel tasks to aim for; more only cost loop overhead
 
@@ -94,26 +95,27 @@ class DirectConv:
         per_block = self.block // lane_count
         length = self.columns if isinstance(self.columns, int) else MANY_ROWS
         heights = range(1, min(max(length, 1), self.target.vector_registers) + 1) if isinstance(self.columns, int) else (1, 2, 4, 8)
-        options = [
-            (self._cycles(length, height, wide, per_block), Tile(height, wide * per_block, lane_count), wide)
+        options = (
+            Tile(height, wide * per_block, lane_count).option(self._cycles(length, height, wide, per_block))
             for wide in range(1, min(self._section_blocks(), 8) + 1)
             if self.sections == 1 or self._section_blocks() % wide == 0
             for height in heights
             if matrix_fits(self.target, height, wide * per_block, self.step)
-        ]
-        _, tile, wide = min(options, key=lambda option: option[0])
-        return tile, wide
+        )
+        tile = choose("convolution tile", options)
+        return tile, tile.vectors // per_block
 
     def _section_blocks(self) -> int:
         return self.blocks // self.sections
 
     def _cycles(self, length: int, height: int, wide: int, per_block: int) -> float:
         full, rest = divmod(length, height)
-        cycles = 0.0
+        cycles, terms = 0.0, round(dims.product(self.taps) * self.useful())
         for blocks, count in ((wide, self.blocks // wide), (self.blocks % wide, 1)):
             if blocks:
                 for rows, times in ((height, full), (rest, 1)):
-                    cycles += count * times * step_cycles(self.target, rows, blocks * per_block, self.step) if rows else 0
+                    each = tile_cycles(self.target, rows, blocks * per_block, terms, self.step, blocks) if rows else 0
+                    cycles += count * times * each
         return cycles
 
     # Loops --------------------------------------------------------------------------------------------

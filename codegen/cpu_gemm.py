@@ -23,6 +23,7 @@ from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare, const, index_value
 from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
+from tcompile.ir.choices import choose
 from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.dtypes import DType
 from tcompile.ir.graph import Node
@@ -374,15 +375,15 @@ def packed_tile(target: Target, problem: Problem, width: int, step: Step = FMA, 
         work = full * step_cycles(target, rows, vectors, step) + (step_cycles(target, rest, vectors, step) if rest else 0)
         return work / vectors
 
-    sizes = [
-        (cycles(rows, vectors), Tile(rows, vectors, lane_count))
+    options = (
+        Tile(rows, vectors, lane_count).option(cycles(rows, vectors))
         for vectors in range(1, width // lane_count + 1)
         if width % (vectors * lane_count) == 0
         for rows in ((8, 4, 2, 1) if symbolic else range(1, min(limit, MOST_ROWS) + 1))
         if rows <= limit
         if matrix_fits(target, rows, vectors, step)
-    ]
-    return min(sizes, key=lambda item: item[0])[1]
+    )
+    return choose("matrix tile", options)
 
 
 def _extent(extent: DimLike) -> int:

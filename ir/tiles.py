@@ -5,9 +5,11 @@ Passes ask here when they pack weights, templates when they write the loops arou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tcompile.ir.choices import Option, choose
 from tcompile.ir.dims import DimLike
 from tcompile.ir.dtypes import F32, F64, I32, I64, DType
 from tcompile.ir.target import Target
@@ -19,7 +21,11 @@ _MEMORY_BYTES_PER_CYCLE = 6.0  # of one core
 _L2_BYTES_PER_CYCLE = 24.0  # into the L1 cache
 MOST_ROWS = 8  # of a matrix at a time: more, at strides of whole pages, evict each other from the L1 cache
 _NEAR_BYTES_PER_CYCLE = 10.0  # from behind the L1 cache
-_TILE_CYCLES = 40.0  # around the loop over terms of a tile
+_TILE_CYCLES = 5.0  # around the loop over terms of a tile
+_FULL_CYCLES = 25.0  # more where results fill most registers: the next tile's loop then does not begin before this one's end
+_FULL = 0.6  # of the registers
+_LOAD_SHARE = 0.9  # of the loads that could be
+_STREAM_CYCLES = 0.12  # of a step, for each stream of weights above two
 MANY_ROWS = 64  # what a symbolic number of rows is planned for
 FEW_ROWS = 2  # of a recurrence
 _MANY_TASKS = 16  # of which one more or less on a thread is no matter
@@ -37,6 +43,10 @@ class Tile:
     @property
     def columns(self) -> int:
         return self.vectors * self.lanes
+
+    def option(self, cycles: float) -> Option[Tile]:
+        """The tile as one of several to choose from."""
+        return Option(f"{self.rows}x{self.vectors}", cycles, self)
 
 
 def accumulator_type(a: DType, b: DType, result: DType) -> DType:
@@ -86,22 +96,30 @@ def dot_step(target: Target, parts: int) -> Step:
 
 
 def best_tile(
-    target: Target, rows: DimLike, columns: int, lane_count: int, step: Step = FMA, terms: int = 0, planned: int = MANY_ROWS
+    target: Target,
+    rows: DimLike,
+    columns: int,
+    lane_count: int,
+    step: Step = FMA,
+    terms: int = 0,
+    planned: int = MANY_ROWS,
+    what: str = "matrix tile",
 ) -> Tile:
-    """The tile that needs the fewest cycles for a matrix of ``rows`` (symbolic: ``planned``) x ``columns``, and sums of ``terms``."""
+    """The tile that needs the fewest cycles for a matrix of ``rows`` (symbolic: ``planned``) x ``columns``, and sums of ``terms``.
+
+    The choice is called ``what``.
+    """
     total = max(-(-columns // lane_count), 1)
     limit = rows if isinstance(rows, int) and rows else planned
-    best: tuple[float, Tile] | None = None
-    for vectors in range(1, min(total, 8) + 1):
-        for height in range(1, min(limit, MOST_ROWS) + 1):
-            # run-time row counts are covered by a power of two and its halves
-            if not matrix_fits(target, height, vectors, step) or (not isinstance(rows, int) and height not in (1, 2, 4, 8)):
-                continue
-            work = _work(target, limit, total, height, vectors, step, terms)
-            if best is None or work < best[0]:
-                best = work, Tile(height, vectors, lane_count)
-    assert best is not None, target
-    return best[1]
+    # run-time row counts are covered by a power of two and its halves
+    heights = [height for height in range(1, min(limit, MOST_ROWS) + 1) if isinstance(rows, int) or height in (1, 2, 4, 8)]
+    options = (
+        Tile(height, vectors, lane_count).option(_work(target, limit, total, height, vectors, step, terms))
+        for vectors in range(1, min(total, 8) + 1)
+        for height in heights
+        if matrix_fits(target, height, vectors, step)
+    )
+    return choose(what, options)
 
 
 def _work(target: Target, rows: int, vectors: int, height: int, width: int, step: Step, terms: int) -> float:
@@ -110,9 +128,24 @@ def _work(target: Target, rows: int, vectors: int, height: int, width: int, step
     full, rest = divmod(rows, height)
     read = width * target.vector_bytes
     least = read / _L2_BYTES_PER_CYCLE if terms * read > target.l1_bytes // 2 else 0.0
-    around = _TILE_CYCLES / terms if terms else 0.0
-    tile, last = (max(step_cycles(target, count, width, step), least) + around for count in (height, rest))
-    return panels * (full * tile + (last if rest else 0))
+
+    def cycles(count: int) -> float:
+        around = around_cycles(target, count, width, step) / terms if terms else 0.0
+        return max(step_cycles(target, count, width, step), least) + around
+
+    return panels * (full * cycles(height) + (cycles(rest) if rest else 0))
+
+
+def around_cycles(target: Target, height: int, width: int, step: Step = FMA) -> float:
+    """Cycles around the loop over terms of a tile. Steps of several operations leave time for more of that."""
+    full = height * width > _FULL * target.vector_registers and step.operations == 1
+    return _TILE_CYCLES + (_FULL_CYCLES if full else 0)
+
+
+def tile_cycles(target: Target, height: int, width: int, terms: int, step: Step = FMA, streams: int = 1) -> float:
+    """Cycles of a tile of sums of ``terms``: its steps, and what is around them. ``streams``: of weights, by their addresses."""
+    each = step_cycles(target, height, width, step) + _STREAM_CYCLES * max(streams - 2, 0)
+    return each * terms + around_cycles(target, height, width, step)
 
 
 def step_cycles(target: Target, height: int, width: int, step: Step = FMA) -> float:
@@ -120,7 +153,9 @@ def step_cycles(target: Target, height: int, width: int, step: Step = FMA) -> fl
     latency = target.fma_latency if step.latency is None else step.latency
     loads = height + width
     issued = (height * width * step.operations + loads) / target.issue_width
-    return max(height * width / target.fma_ports, latency + 0.3, loads / target.load_ports, issued) + 0.2
+    multiplies = math.ceil(height * width / target.fma_ports)
+    busy = max(multiplies, latency + 0.3, loads / (_LOAD_SHARE * target.load_ports), issued)
+    return busy + 0.2
 
 
 def attention_tiles(target: Target, rows: DimLike, keys: int, columns: int, depth: int) -> tuple[Tile, Tile]:
@@ -129,20 +164,17 @@ def attention_tiles(target: Target, rows: DimLike, keys: int, columns: int, dept
     limit = rows if isinstance(rows, int) and rows else 2 * MANY_ROWS
 
     def cycles(height: int, width: int, extent: int, terms: int) -> float:
-        return -(-limit // height) * -(-extent // (width * lane_count)) * (step_cycles(target, height, width) * terms + _TILE_CYCLES)
+        return -(-limit // height) * -(-extent // (width * lane_count)) * tile_cycles(target, height, width, terms)
 
-    best: tuple[float, Tile, Tile] | None = None
-    for height in range(1, min(limit, target.vector_registers) + 1):
-        widths = [width for width in range(1, 9) if fits(target, height, width)]
-        if not widths:
-            continue
+    def option(height: int, widths: list[int]) -> Option[tuple[Tile, Tile]]:
         first = min(widths, key=lambda width: cycles(height, width, keys, depth))
         second = min(widths, key=lambda width: cycles(height, width, columns, keys))
         total = cycles(height, first, keys, depth) + cycles(height, second, columns, keys)
-        if best is None or total < best[0]:
-            best = total, Tile(height, first, lane_count), Tile(height, second, lane_count)
-    assert best is not None, target
-    return best[1], best[2]
+        return Option(f"{height}x{first}x{second}", total, (Tile(height, first, lane_count), Tile(height, second, lane_count)))
+
+    heights = range(1, min(limit, target.vector_registers) + 1)
+    fitting = ((height, [width for width in range(1, 9) if fits(target, height, width)]) for height in heights)
+    return choose("attention tiles", (option(height, widths) for height, widths in fitting if widths))
 
 
 def panel_width(target: Target, rows: DimLike, terms: int, columns: int, dtype: DType, step: Step = FMA, *, few: bool = False) -> int:
@@ -156,8 +188,8 @@ def panel_width(target: Target, rows: DimLike, terms: int, columns: int, dtype: 
         if side_by_side(target, rows, vectors) * vectors * lane_count <= columns:
             return vectors * lane_count
     if few:
-        return best_tile(target, rows, columns, lane_count, step, planned=FEW_ROWS).columns
-    return best_tile(target, rows, columns, lane_count, step, terms).columns
+        return best_tile(target, rows, columns, lane_count, step, planned=FEW_ROWS, what="matrix panel").columns
+    return best_tile(target, rows, columns, lane_count, step, terms, what="matrix panel").columns
 
 
 def is_streamed(target: Target, rows: DimLike, terms: int, columns: int, dtype: DType) -> bool:
@@ -203,19 +235,19 @@ def winograd_block(
         for count, width in ((blocks // wide, wide), (1, blocks % wide)):
             for times, height in ((together // rows, rows), (1, together % rows)):
                 if count and width and times and height:
-                    total += count * times * (step_cycles(target, height, width * per_block, step) * inputs + _TILE_CYCLES)
+                    total += count * times * tile_cycles(target, height, width * per_block, inputs, step, width)
             # the first tile waits for weights
             missing = width * per_block * target.vector_bytes / _NEAR_BYTES_PER_CYCLE - step_cycles(target, rows, width * per_block, step)
             total += count * inputs * max(missing, 0) if width else 0
         return total
 
-    options = [
-        (cycles(rows, wide), Tile(rows, wide * per_block, lane_count))
+    options = (
+        Tile(rows, wide * per_block, lane_count).option(cycles(rows, wide))
         for wide in range(1, min(blocks, 8) + 1)
         for rows in range(1, min(together, MOST_ROWS * 2) + 1)
         if fits(target, rows, wide * per_block, step=step)
-    ]
-    _, tile = min(options, key=lambda option: option[0])
+    )
+    tile = choose("winograd tile", options)
     if isinstance(tiles, int) and number >= _MANY_TASKS:
         together = -(-together // tile.rows) * tile.rows  # a last block of fewer tiles rather than a rest in each
     return tile, together

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tcompile.ir.choices import Option, choose
 from tcompile.ir.dims import ceildiv
 from tcompile.ir.dtypes import F32
 from tcompile.ir.graph import Node
@@ -33,13 +34,11 @@ def winograd_form(node: Node, weights: np.ndarray, forms: Forms) -> Winograd | N
         return None
     kernel, steps, block = weights.shape[2 + axes[0]], [attrs["dilation"][axis] for axis in axes], forms.block
     channels = [-(-channels // block) * block for channels in weights.shape[1::-1]]
-
-    def cycles(form: Winograd) -> float:
-        return winograd_cycles(forms.target, form, _tiles(size, steps, form), *channels)
-
-    best = min(forms_of(kernel, len(axes)), key=cycles)
-    direct = direct_cycles(forms.target, math.prod(size), kernel ** len(axes), *channels)
-    return best if cycles(best) < _MARGIN * direct else None
+    options = [Option("direct", _MARGIN * direct_cycles(forms.target, math.prod(size), kernel ** len(axes), *channels), None)]
+    for form in forms_of(kernel, len(axes)):
+        cycles = winograd_cycles(forms.target, form, _tiles(size, steps, form), *channels)
+        options.append(Option(f"winograd {form.outputs}", cycles, form))
+    return choose("convolution", options)
 
 
 def _tiles(size: Sequence[int], steps: Sequence[int], form: Winograd) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,14 +125,15 @@ class Executable(NamedTensors):
         """What the compiler wrote down about the model."""
         return notes(self._opened().info)
 
-    def profile(self, inputs: Inputs, *, runs: int = 10, clock: str = "wall") -> Profile:
+    def profile(self, inputs: Inputs, *, runs: int = 10, clock: str = "wall", before: Callable[[], object] | None = None) -> Profile:
         """Runs the model once, then ``runs`` times measured. Measuring takes a clock reading for each call.
 
         ``clock``: "cpu" counts a thread's own work, which a busy machine does not disturb.
+        ``before`` is called ahead of each measured run, say to empty caches.
         """
         arrays, session = [np.ascontiguousarray(array) for array in self._arrays(inputs)], self._take()
         try:
-            return measured_profile(session, arrays, self.calls, runs, clock)
+            return measured_profile(session, arrays, self.calls, runs, clock, before)
         finally:
             self._give_back(session)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -49,12 +49,24 @@ class Profile:
 _NOW = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
-def measured_profile(session: Session, arrays: list[np.ndarray], sites: Sequence[SiteSpec], runs: int, clock: str) -> Profile:
-    """Runs once, then ``runs`` times measured, each run's readings of the clock ("wall", "cpu") on their own."""
+def measured_profile(
+    session: Session,
+    arrays: list[np.ndarray],
+    sites: Sequence[SiteSpec],
+    runs: int,
+    clock: str,
+    before: Callable[[], object] | None = None,
+) -> Profile:
+    """Runs once, then ``runs`` times measured, each run's readings of the clock ("wall", "cpu") on their own.
+
+    ``before`` is called ahead of each measured run.
+    """
     whole: list[float] = []
     each: list[list[Measured]] = []
     session.run_all(arrays)
     for _ in range(runs):
+        if before is not None:
+            before()
         session.profile(clock)
         start = _NOW[clock]()
         session.run_all(arrays)
