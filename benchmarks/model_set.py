@@ -57,7 +57,7 @@ class Model:
     """One file of the set."""
 
     path: Path
-    group: str  # real, exported, recipes, minilm, frameworks
+    group: str  # real, exported, recipes, minilm, light, frameworks
 
     @property
     def name(self) -> str:
@@ -71,12 +71,20 @@ class Model:
 
 
 def collect(folder: Path, build: Path) -> list[Model]:
-    """All models under ``folder``; recipes and MiniLM are completed in ``build`` first (once)."""
+    """All models under ``folder`` and those of the ``onnx`` package; recipes and MiniLM are completed in ``build`` first (once)."""
     models = [Model(path, "real") for path in sorted((folder / "real").glob("*.onnx"))]
     models += [Model(path, "exported") for path in sorted((folder / "exported").glob("*.onnx"))]
     models += [Model(complete_recipe(folder, path.stem, build), "recipes") for path in sorted((folder / "recipes").glob("*.onnx"))]
     models += [Model(complete_minilm(path, build), "minilm") for path in sorted((folder / "minilm").glob("*.onnx"))]
+    models += [Model(path, "light") for path in sorted(light_folder().glob("*.onnx"))]
     return models + [Model(path, "frameworks") for path in sorted((folder / "frameworks").glob("*.onnx"))]
+
+
+def light_folder() -> Path:
+    """Where the ``onnx`` package keeps its light models: whole topologies, with weights that repeat a number."""
+    import onnx
+
+    return Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 
 
 def of_numbers(path: Path) -> bool:

@@ -15,6 +15,9 @@ from tcompile.errors import UnsupportedError
 from tcompile.verify import run_onnxruntime, verify_model
 
 GOLDEN_TOLERANCE = 1e-4  # of the largest magnitude: golden data came from other float32 implementations
+LIGHT_TOLERANCE = (
+    1e-5  # of the largest magnitude: where all weights are one number, their roundings in Winograd's values do not average out
+)
 UNFAITHFUL = 1e-4  # above this, a framework's export is no longer the framework's own function: compare with ONNX Runtime
 
 
@@ -26,7 +29,8 @@ def verify_public(model: Model) -> dict:
     detail = (
         f"error {worst.error:.2g} of {worst.largest:.3g}, ONNX Runtime's {'-' if worst.peer_error is None else f'{worst.peer_error:.2g}'}"
     )
-    agrees = all(row.agrees for row in rows)
+    allowed = LIGHT_TOLERANCE if model.group == "light" else 0.0
+    agrees = all(row.agrees or row.error <= allowed * row.largest for row in rows)
     if golden:
         executable = tcompile.compile(str(model.path))
         error, largest = largest_error(next(iter(executable.run(inputs).values())), golden[0])

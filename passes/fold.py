@@ -7,7 +7,8 @@ NumPy meaning, so a folded value is what the run would have computed.
     %t: f32[4, 8] = transpose(%w) {perm = (1, 0)}    -->
 
 Folding must not blow up memory or the artifact: a node is folded when its results are small, or not much larger than the
-operands that it makes unnecessary (dequantised int8 weights are four times as large). A broadcast stays a broadcast.
+operands that it makes unnecessary (dequantised int8 weights are four times as large). A broadcast stays a broadcast, but for the
+weights of a convolution or a matrix product: those are packed, as all others are.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class FoldConstants:
 
     def apply(self, graph: Graph) -> Graph:
         """The graph with known values computed."""
-        return canonical(graph, (rule("*")(lambda node, context: self._fold(node, context)), known_dim, *self.extra))
+        return canonical(graph, (rule("*")(lambda node, context: self._fold(node, context)), known_dim, whole_weights, *self.extra))
 
     def _fold(self, node: Node, context: Context) -> Patch | None:
         arrays = self._operands(node, context)
@@ -78,3 +79,17 @@ def known_dim(node: Node, context: Context) -> Patch | None:
     if exprs == node.attrs["exprs"]:
         return None
     return patch("simpler dimensions", b, b.emit("dim", exprs=exprs, shape=node.attrs["shape"]))
+
+
+@rule("conv", "dot_general")
+def whole_weights(node: Node, context: Context) -> Patch | None:
+    # conv(x, broadcast(c)) == conv(x, w), where w has every element of its own
+    x, weights = node.inputs
+    producer = context.producer(weights)
+    if producer is None or producer.op != "broadcast" or node.attrs.get("batch", ((), ())) != ((), ()):
+        return None
+    array = context.constant(weights)
+    if array is None or context.constant(x) is not None:
+        return None
+    b = context.build(node)
+    return patch("weights that repeat a number", b, b.emit(node.op, x, b.constant(np.ascontiguousarray(array)), **node.attrs))

@@ -38,6 +38,17 @@ CASES = {
         "%a: f32[2] = constant {value = (1.0, 2.0)}\n%y: f32[9, 2] = broadcast(%a) {shape = (9, 2), axes = (1,)}\nreturn %y",
         "%a: f32[2] = constant {value = (1.0, 2.0)}\n%y: f32[9, 2] = broadcast(%a) {shape = (9, 2), axes = (1,)}\nreturn %y",
     ),
+    "weights that repeat a number are constants": (
+        """inputs %x: f32[4, 2]
+        %a: f32[] = constant {value = (0.5,)}
+        %b: f32[2, 3] = broadcast(%a) {shape = (2, 3), axes = ()}
+        %y: f32[4, 3] = dot_general(%x, %b) {batch = ((), ()), contract = ((1,), (0,)), dtype = f32}
+        return %y""",
+        """inputs %x: f32[4, 2]
+        %b: f32[2, 3] = constant {value = (0.5, 0.5, 0.5, 0.5, 0.5, 0.5)}
+        %y: f32[4, 3] = dot_general(%x, %b) {batch = ((), ()), contract = ((1,), (0,)), dtype = f32}
+        return %y""",
+    ),
     "a dimension that its range decides is a constant": (
         """symbols n in 3..8
         inputs %x: f32[n]
