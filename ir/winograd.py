@@ -4,9 +4,9 @@
 
 after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The points are symmetric: 0, pairs of +-p, and
 infinity. For F(4 x 4, 3 x 3) they are 0, +-3/4, +-3/2, not the usual 0, +-1, +-2: the error is then that of a direct convolution,
-as it is with 0, +-1 for F(2 x 2, 3 x 3); for larger kernels, 0, +-1/2, +-1, +-2 err some four times as much. A NaN or infinity in
-an input tile spreads over the outputs of the tile. The same along a single axis, y = At [ (G g) * (Bt d) ]: m outputs from n
-products instead of m * r.
+as it is with 0, +-1 for F(2 x 2, 3 x 3); for larger kernels, 0, +-1/2, +-1, +-2 err some four times as much, and the four pairs
+of F(6, 5) along a line five times. A NaN or infinity in an input tile spreads over the outputs of the tile. The same along a
+single axis, y = At [ (G g) * (Bt d) ]: m outputs from n products instead of m * r.
 
 A kernel of more taps than r is a sum of pieces: piece k of an axis has the taps from k * r on, and reads inputs so far ahead.
 """
@@ -21,7 +21,12 @@ from functools import cache, cached_property
 import numpy as np
 
 _WHOLE = {6: (Fraction(1), Fraction(2))}
-_PAIRS = {4: (Fraction(1),), 6: (Fraction(3, 4), Fraction(3, 2)), 8: (Fraction(1, 2), Fraction(1), Fraction(2))}
+_PAIRS = {
+    4: (Fraction(1),),
+    6: (Fraction(3, 4), Fraction(3, 2)),
+    8: (Fraction(1, 2), Fraction(1), Fraction(2)),
+    10: (Fraction(3, 8), Fraction(7, 8), Fraction(9, 8), Fraction(5, 2)),
+}
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,7 @@ class Winograd:
 
 # What a kernel of this many taps per axis is computed by: large tiles, and small ones, which have fewer weights and fit small outputs.
 BY_KERNEL = {3: (Winograd(4, 3), Winograd(2, 3)), 5: (Winograd(4, 5),), 7: (Winograd(5, 4, pieces=2),)}
+LINES = {5: (Winograd(6, 5),)}  # along a single axis besides
 
 WHOLE = Winograd(4, 3, whole=True)  # of 3x3 kernels on codes: values of 16 bits, sums of 32
 
@@ -134,7 +140,8 @@ WHOLE = Winograd(4, 3, whole=True)  # of 3x3 kernels on codes: values of 16 bits
 @cache
 def forms_of(kernel: int, axes: int) -> tuple[Winograd, ...]:
     """The algorithms for a kernel of ``BY_KERNEL`` along one or two axes."""
-    return tuple(replace(form, axes=axes) for form in BY_KERNEL[kernel])
+    forms = BY_KERNEL[kernel] + (LINES.get(kernel, ()) if axes == 1 else ())
+    return tuple(replace(form, axes=axes) for form in forms)
 
 
 def form_of(kernel: int, axes: int, outputs: int) -> Winograd | None:
