@@ -80,7 +80,8 @@ class WinogradConv:
 
     def _share(self, together: int) -> int:
         """Output blocks of one task: all, or where there are few blocks of tiles a part that still outweighs the input transform."""
-        tasks = dims.ceildiv(self.tiles.count, together) * self.images
+        images = self.images if isinstance(self.images, int) else 1  # a single image has to do for all threads, more may repeat a little
+        tasks = dims.ceildiv(self.tiles.count, together) * images
         wanted = -(-MIN_TASKS // max(tasks, 1)) if isinstance(tasks, int) else 1
         few, many = (channels // self.block for channels in REPEAT_CHANNELS)
         least = max(few, min(many, self.outputs // 2), -(-self.outputs // wanted))
