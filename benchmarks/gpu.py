@@ -28,14 +28,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from rich.console import Console
-
 from tcompile.benchmarks import gpu_tasks as tasks
 from tcompile.benchmarks.gpu_apart import Apart, Failed
 from tcompile.benchmarks.gpu_models import found_models
-from tcompile.benchmarks.gpu_static import static_report
-from tcompile.benchmarks.model_set import Model
-from tcompile.benchmarks.models import default_build
+from tcompile.benchmarks.model_set import Model, default_build
 from tcompile.errors import Error
 
 SHARES = {"compile": 30, "models": 12, "kernels": 14, "bench": 26, "problems": 18}  # of the time, in this order
@@ -44,7 +40,11 @@ PEERS = ("eager", "compile", "jax", "compile_fp16")
 RATIOS = (("ours", "compile"), ("ours", "eager"), ("ours", "jax"), ("ours_fp16", "compile_fp16"))
 FIRST = ("resnet50_b1", "bert_base_b1", "mobilenetv2", "minilm", "gpt2", "whisper", "unet", "silero_vad", "mnist_cntk", "ultraface_rfb_320")
 LONGEST = 90.0  # seconds of one piece of work
-console = Console(width=200, highlight=False)
+
+
+def say(text: str) -> None:
+    """A line, at once: a call that is cut off has told what it found."""
+    print(text, flush=True)
 
 
 class Report:
@@ -70,7 +70,7 @@ class Report:
 
     def fail(self, what: str, error: Exception) -> None:
         """What could not be done, and why."""
-        console.print(f"{what}: {error}", markup=False)
+        say(f"{what}: {error}")
         self.content["failed"][what] = str(error)
         self.save()
 
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models = found_models(chosen.folder, chosen.build, report.fail)
     models = sorted((m for m in models if chosen.model in m.name), key=lambda m: not m.name.startswith(FIRST))
     if device is None:
-        report.content |= static_report(models, chosen.target or "cuda-sm90", console)
+        report.content |= _static(models, chosen.target or "cuda-sm90")
         report.save()
         return 0
     report.content |= {"device": device.name, "sm": device.sm}
@@ -134,13 +134,21 @@ def _options() -> argparse.ArgumentParser:
     return parser
 
 
+def _static(models: list[Model], target: str) -> dict[str, Any]:
+    from rich.console import Console
+
+    from tcompile.benchmarks.gpu_static import static_report
+
+    return static_report(models, target, Console(width=200, highlight=False))
+
+
 def _device(name: str) -> Any:
     from tcompile.runtime.cuda_devices import open_device
 
     try:
         return open_device(name)
     except Error as error:
-        console.print(f"no GPU: {error}\nwhat is known without one:", markup=False)
+        say(f"no GPU: {error}\nwhat is known without one:")
         return None
 
 
@@ -165,9 +173,9 @@ class Run:
                 getattr(self, f"run_{part}")()
         self.report.save()
         wrong = self.report.wrong()
-        console.print(f"wrong: {'; '.join(wrong) or 'nothing'}", markup=False)
-        console.print(f"failed: {', '.join(self.report.content['failed']) or 'nothing'}", markup=False)
-        console.print(f"left out for lack of time: {', '.join(self.report.content['left_out']) or 'nothing'}", markup=False)
+        say(f"wrong: {'; '.join(wrong) or 'nothing'}")
+        say(f"failed: {', '.join(self.report.content['failed']) or 'nothing'}")
+        say(f"left out for lack of time: {', '.join(self.report.content['left_out']) or 'nothing'}")
 
     def run_compile(self) -> None:
         """Artifacts and references of all models, several at a time; those that are there are taken as they are."""
@@ -201,7 +209,7 @@ class Run:
                 return self.report.fail("rates", error)
         rates = self.report.content["rates"]
         units = ", ".join(f"{name} {rate / 1e9:.0f} {'GB/s' if name == 'copy' else 'GFLOP/s'}" for name, rate in rates.items())
-        console.print(f"this machine reaches {units}", markup=False)
+        say(f"this machine reaches {units}")
         for case in kernel_cases():
             if case.name not in self.report.content["kernels"]:
                 self.one("kernels", case.name, tasks.kernel, case.name, self.chosen.device, rates)
@@ -221,7 +229,7 @@ class Run:
                 self.time(row, model, "gflop", tasks.flops, model)
                 row["gflop"] = row.get("gflop", 0) / 1e9
             shown = "  ".join(f"{name} {row[name]:.3f}" for name in ("ours", "ours_fp16", *PEERS) if row.get(name))
-            console.print(f"{model.name:34} ms: {shown}", markup=False)
+            say(f"{model.name:34} ms: {shown}")
             self.report.save()
         self.report.content["geomean"] = {}
         for mine, theirs in RATIOS:
@@ -229,7 +237,7 @@ class Run:
             if ratios:
                 mean = math.exp(statistics.fmean(map(math.log, ratios)))
                 self.report.content["geomean"][f"{theirs} / {mine}"] = mean
-                console.print(f"geometric mean of {theirs} / {mine} over {len(ratios)} models: {mean:.2f}x")
+                say(f"geometric mean of {theirs} / {mine} over {len(ratios)} models: {mean:.2f}x")
 
     def run_problems(self) -> None:
         """Every op's Problem, several at a time. They stand in the repository's tests, beside which this must run."""
@@ -241,7 +249,7 @@ class Run:
         work = [(op, (tasks.problem, op, self.chosen.device)) for op in OPS if op not in found]
         self.side_by_side("problems", work, lambda op, row: self.report.add("problems", op, row))
         agree = sum(not row["wrong"] for row in found.values())
-        console.print(f"{agree} of {len(found)} ops agree on the device; {len(OPS) - len(found)} were not tried")
+        say(f"{agree} of {len(found)} ops agree on the device; {len(OPS) - len(found)} were not tried")
         return None
 
     # How a part is done -------------------------------------------------------------------------------
@@ -259,7 +267,7 @@ class Run:
         except Failed as error:
             return self.report.fail(f"{part} {name}", error)
         self.report.add(part, name, row)
-        console.print(f"{name:34} " + "  ".join(f"{key} {_shown(value)}" for key, value in row.items() if value != ""), markup=False)
+        say(f"{name:34} " + "  ".join(f"{key} {_shown(value)}" for key, value in row.items() if value != ""))
         return None
 
     def time(self, row: dict[str, Any], model: Model, name: str, function: Callable[..., Any], *arguments: Any) -> None:

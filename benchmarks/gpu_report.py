@@ -5,10 +5,7 @@ by the static model (``codegen/cuda_model.py``) the bytes it moves, beside those
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from tcompile.codegen.cuda_artifact import CudaBuild
 from tcompile.codegen.cuda_model import kernel_model, limit
@@ -17,6 +14,9 @@ from tcompile.ir.loops_evaluate import compile_dim
 from tcompile.ir.program import Call, Program
 from tcompile.ir.program_text import program_kernels, walk
 from tcompile.ir.target import GpuTarget
+
+if TYPE_CHECKING:  # not on every machine that times kernels
+    from rich.console import Console
 
 Row = dict[str, Any]
 
@@ -73,6 +73,8 @@ def totals(rows: Sequence[Row]) -> Row:
 
 def show_rows(title: str, rows: Sequence[Row], console: Console) -> None:
     """A table of kernels, those that take longest by the model first."""
+    from rich.table import Table
+
     heads = (
         "kernel",
         "launches",

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from tcompile.benchmarks.gpu_cases import fixed_shapes
 from tcompile.benchmarks.gpu_report import kernel_rows, show_rows, totals
 from tcompile.benchmarks.model_set import Model
 from tcompile.ir.graph import Graph
 from tcompile.pipeline import Options, chosen_target, compile_model, optimise
+
+if TYPE_CHECKING:  # not on every machine that times kernels
+    from rich.console import Console
 
 
 def compiled_graph(graph: Graph, device: Any, *, optimised: bool = True, precision: str = "f32") -> bytes:

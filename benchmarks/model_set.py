@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,11 @@ class Model:
     def inputs(self) -> Inputs:
         """How to feed it."""
         return INPUTS.get(self.name, Inputs())
+
+
+def default_build() -> Path:
+    """Where completed models are kept."""
+    return Path(os.environ.get("TCOMPILE_MODELS_DIR", Path.home() / ".cache" / "tcompile-models"))
 
 
 def collect(folder: Path, build: Path) -> list[Model]:

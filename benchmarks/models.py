@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,17 +19,12 @@ from pathlib import Path
 from rich.console import Console
 
 from tcompile.benchmarks.cases import Case
-from tcompile.benchmarks.model_set import REFUSED, Model, collect, of_numbers
+from tcompile.benchmarks.model_set import REFUSED, Model, collect, default_build, of_numbers
 from tcompile.benchmarks.sizes import RANGED
 from tcompile.benchmarks.speed import Settings, show, show_costs
 from tcompile.benchmarks.speed import bench as measure
 
 MODEL_SECONDS = 300
-
-
-def default_build() -> Path:
-    """Where completed models are kept."""
-    return Path(os.environ.get("TCOMPILE_MODELS_DIR", Path.home() / ".cache" / "tcompile-models"))
 
 
 def run_apart(module: str, *arguments: str) -> dict:

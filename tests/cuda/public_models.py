@@ -21,8 +21,7 @@ import numpy as np
 
 import tcompile
 from tcompile.accuracy import compare, random_inputs
-from tcompile.benchmarks.model_set import REFUSED, Model, collect, of_numbers
-from tcompile.benchmarks.models import default_build
+from tcompile.benchmarks.model_set import REFUSED, Model, collect, default_build, of_numbers
 from tcompile.ir.interpret import interpret
 from tcompile.ir.onnx_import import import_model
 from tcompile.verify import UNITS, run_onnxruntime
