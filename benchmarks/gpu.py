@@ -15,6 +15,7 @@ single kernels are compared with PyTorch's own functions. Fractions are of the r
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
@@ -118,6 +119,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(bool(report.wrong()))
 
 
+def sources() -> str:
+    """A digest of tcompile's own text: artifacts of another text are not taken for this one's."""
+    found = hashlib.sha256()
+    for room in ("tcompile", "ir", "passes", "codegen", "runtime"):
+        for path in sorted((Path(__file__).parent.parent / room).glob("*.py")):
+            found.update(path.read_bytes())
+    return found.hexdigest()[:12]
+
+
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -160,7 +170,7 @@ class Run:
         self.parts = [part for part in PARTS if part in chosen.only.split(",")]
         needs_models = {"models", "bench"} & set(self.parts)
         self.clock = Clock(chosen.seconds, [*self.parts, *(["compile"] if needs_models else [])])
-        self.target, self.folder = f"cuda-sm{device.sm}", chosen.build / f"gpu-sm{device.sm}"
+        self.target, self.folder = f"cuda-sm{device.sm}", chosen.build / f"gpu-sm{device.sm}-{sources()}"
         self.apart = Apart()
 
     def all(self) -> None:

@@ -144,7 +144,7 @@ def test_a_machine_whose_device_fails_gets_a_report_of_that(tmp_path, monkeypatc
     arguments = [str(folder), "--build", str(build), "--json", str(found), "--only", "models,kernels,bench", "--workers", "1"]
     assert gpu.main([*arguments, "--device", "cuda:99", "--seconds", "100"]) == 0
     content = json.loads(found.read_text())
-    assert (build / "gpu-sm90" / "digits.npz").exists()
+    assert (build / f"gpu-sm90-{gpu.sources()}" / "digits.npz").exists()
     assert "no network" in content["failed"]["model broken"]
     assert {"rates", "bench digits ours"} & set(content["failed"])
     assert not content["models"] and content["device"] == "a device"
