@@ -20,7 +20,7 @@ from typing import TypeVar
 from tcompile.codegen.cuda_block import ThreadBlock
 from tcompile.codegen.cuda_gemm import STAGES, Extents, Product
 from tcompile.codegen.cuda_tensor_stage import TensorStage
-from tcompile.codegen.cuda_tile import MANY, busy, split_parts, split_seconds
+from tcompile.codegen.cuda_tile import MANY, split_parts, split_seconds
 from tcompile.codegen.lower_contraction import accumulation_type
 from tcompile.codegen.scalar import const
 from tcompile.ir import dims
@@ -33,35 +33,53 @@ from tcompile.ir.target import GpuTarget
 LANES = 32
 MMA_ROWS, MMA_COLUMNS, MMA_BYTES = 16, 8, 32  # of one instruction; the terms fill 32 bytes of each row
 STEP_BYTES = 64  # of terms in shared memory at once
+STEP_TERMS = 32  # of 16 bits
+CYCLES_PER_SECOND = 1.7e9
+REACHED = 0.9  # of the tensor cores' peak
+STEP_SECONDS = 90e-9  # that a block alone waits in a step: for the barrier, fragments, products, one after the other
+BLOCK_SECONDS = 0.8e-6  # until a block's first step, and after its last
+_RESIDENT_THREADS = 1024  # of a multiprocessor
+MOST_STAGES = 6
+SHARED_BYTES = 40 << 10  # that the stages may fill where they are more than the fewest
 _SHORT = {I8: "s8", U8: "u8"}
 _ROUNDED = {"tf32": F32, "f16": F16, "bf16": BF16}
 
 
 @dataclass(frozen=True)
 class WarpTile:
-    """The results of a block, rows x columns, and those of one of its warps."""
+    """The results of a block, rows x columns, and those of one of its warps.
+
+    ``rate`` is how many products a multiprocessor adds in a cycle: its warps start so many instructions for each. A block that is
+    alone there waits for ``waiting`` seconds in each step.
+    """
 
     rows: int
     columns: int
     warp_rows: int
     warp_columns: int
-    efficiency: float = 1.0
+    rate: float
+    waiting: float = STEP_SECONDS
 
     @property
     def threads(self) -> int:
         return (self.rows // self.warp_rows) * (self.columns // self.warp_columns) * LANES
 
+    def seconds(self, target: GpuTarget) -> float:
+        """Of a step of STEP_TERMS terms where nothing is waited for."""
+        peak = target.tensor_flops / 2 / target.sms
+        return self.rows * self.columns * STEP_TERMS / min(self.rate * CYCLES_PER_SECOND, REACHED * peak)
+
 
 T = TypeVar("T", bound=WarpTile)
 WARP_TILES = (
-    WarpTile(128, 128, 64, 32, 1.0),
-    WarpTile(128, 64, 32, 32, 0.85),
-    WarpTile(64, 128, 32, 32, 0.85),
-    WarpTile(64, 64, 32, 32, 0.7),
-    WarpTile(32, 64, 16, 32, 0.5),
-    WarpTile(64, 32, 32, 16, 0.5),
-    WarpTile(32, 32, 16, 16, 0.4),
-    WarpTile(16, 64, 16, 16, 0.35),
+    WarpTile(128, 128, 64, 32, 1150),
+    WarpTile(128, 64, 32, 32, 830),
+    WarpTile(64, 128, 32, 32, 830),
+    WarpTile(64, 64, 32, 32, 800),
+    WarpTile(32, 64, 16, 32, 600),
+    WarpTile(64, 32, 32, 16, 600),
+    WarpTile(32, 32, 16, 16, 330),
+    WarpTile(16, 64, 16, 16, 320),
 )
 
 
@@ -98,7 +116,8 @@ def _instruction(a: DType, b: DType) -> str:
 class TensorProduct(Product):
     """The loops of a product on tensor cores. Comes before a class that says where the operands are."""
 
-    time: float  # estimated, to compare with other schedules
+    stages: int  # steps in shared memory at once
+    time: float  # estimated, in seconds
 
     def _choose(self) -> None:
         found = factors(self.core, self.target)
@@ -116,7 +135,11 @@ class TensorProduct(Product):
         nest, e, warps, ranges = self.nest, self.extents, self.warps, self.nest.ranges
         batch, start, turns = self._share(block, batch, part)
         left, right = self._sides(batch, row, column)
-        stages = [TensorStage(block, side, self.step, e.terms, STAGES, kind) for side, kind in zip((left, right), self.types, strict=True)]
+        stages = [TensorStage(block, side, self.step, e.terms, kind) for side, kind in zip((left, right), self.types, strict=True)]
+        # small tiles multiply a step in less time than memory takes to answer: they look further ahead
+        self.stages = min(max(SHARED_BYTES // sum(stage.bytes for stage in stages), STAGES), MOST_STAGES)
+        for stage in stages:
+            stage.open(self.stages)
         lane = block.named(dims.mod(block.thread, LANES, ranges), LANES - 1)
         warp = block.named(dims.floordiv(block.thread, LANES, ranges), warps.threads // LANES - 1)
         across = warps.columns // warps.warp_columns
@@ -136,21 +159,21 @@ class TensorProduct(Product):
         self, block: ThreadBlock, stages: list[TensorStage], start: DimLike, turns: DimLike, multiply: Callable[[DimLike], None]
     ) -> None:
         """The pipeline: what cannot be copied asynchronously waits in registers while the step is multiplied."""
-        nest, terms = self.nest, self.step.terms
-        for ahead in range(STAGES - 1):
+        nest, terms, count = self.nest, self.step.terms, self.stages
+        for ahead in range(count - 1):
             with self._where_below(ahead, turns):
                 for stage in stages:
                     stage.put(ahead, stage.fetch(ahead, start + ahead * terms))
             nest.emit(CommitAsync())
         with nest.loop(turns) as turn:
-            nest.emit(WaitAsync(STAGES - 2))
+            nest.emit(WaitAsync(count - 2))
             nest.emit(Barrier())
-            following = turn + (STAGES - 1)
-            into, first = dims.mod(following, STAGES), start + following * terms
+            following = turn + (count - 1)
+            into, first = dims.mod(following, count), start + following * terms
             # beyond the last step everything is masked: nothing is read
             held = [stage.fetch(into, first, turns * terms + start) for stage in stages]
             nest.emit(CommitAsync())
-            multiply(block.named(dims.mod(turn, STAGES), STAGES - 1))
+            multiply(block.named(dims.mod(turn, count), count - 1))
             for stage, values in zip(stages, held, strict=True):
                 stage.put(into, values)
 
@@ -208,16 +231,19 @@ class TensorProduct(Product):
 
 
 def choose_tile(tiles: Sequence[T], target: GpuTarget, e: Extents) -> tuple[T, int, float]:
-    """The tile with the least estimated time, the parts of the sum, and that time (in no unit)."""
+    """The tile with the least estimated time, the parts of the sum, and that time in seconds."""
     m, n, k = (extent if isinstance(extent, int) else MANY for extent in (e.rows, e.columns, e.terms))
     repeats = e.batch if isinstance(e.batch, int) else 8
     known = all(isinstance(extent, int) for extent in (e.rows, e.columns, e.terms, e.batch))
 
     def time(tile: T, parts: int) -> float:
         blocks = max(-(-m // tile.rows) * -(-n // tile.columns) * repeats, 1)
-        waves = -(-blocks * parts // target.sms)
-        extra = split_seconds(target, parts, m * n * repeats) * target.tensor_flops / target.sms / 2
-        return waves * tile.rows * tile.columns * (-(-k // parts) + 64) / (tile.efficiency * busy(waves * tile.threads)) + extra
+        of_one = -(-blocks * parts // target.sms)  # multiprocessor
+        together = max(min(of_one, _RESIDENT_THREADS // tile.threads), 1)
+        steps = -(-k // (parts * STEP_TERMS))
+        alone = tile.seconds(target)
+        step = max(together * alone, tile.waiting + alone)
+        return -(-of_one // together) * (steps * step + BLOCK_SECONDS) + split_seconds(target, parts, m * n * repeats)
 
     options = [
         (tile, parts)

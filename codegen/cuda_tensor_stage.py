@@ -1,6 +1,7 @@
 """One operand of a product for the tensor cores in shared memory, and its fragments in registers.
 
-Rows of terms ([free][term]) suit ``ldmatrix``; 16-bit elements may also lie as [term][free], which it transposes. Where memory has
+Rows of terms ([free][term]) suit ``ldmatrix``; 16-bit elements may also lie as [term][free], which it transposes. float32 elements
+that are rounded, or lie as [term][free], are copied as they are too, and rounded on their way into fragments. Where memory has
 another order than the stage, or another dtype, elements go through registers.
 """
 
@@ -15,7 +16,7 @@ from tcompile.codegen.cuda_stage import COPY_BYTES, Side, step_along
 from tcompile.codegen.scalar import both, cast, compare, const, select
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Shape
-from tcompile.ir.dtypes import DType
+from tcompile.ir.dtypes import BF16, F16, F32, DType
 from tcompile.ir.loops import CopyAsync, Expr, Load, LoopKind, Space, Tile, TileOp
 
 ROW_BYTES = 16  # of a matrix of ldmatrix
@@ -48,16 +49,34 @@ class _Piece:
 class TensorStage:
     """The buffers of one operand, in dtype ``kind``."""
 
-    def __init__(self, block: ThreadBlock, side: Side, step: Step, terms: DimLike, stages: int, kind: DType) -> None:
+    def __init__(self, block: ThreadBlock, side: Side, step: Step, terms: DimLike, kind: DType) -> None:
         self.block, self.nest, self.side, self.step, self.terms, self.kind = block, block.nest, side, step, terms, kind
         found = step_along(block.nest, side, terms, step.terms)
-        self.is_copy = found.dtype == kind and found.width * kind.bytes in COPY_BYTES and (found.by_terms or kind.bytes == 2)
-        self.by_terms = found.by_terms or kind.bytes != 2
+        exact = found.dtype == kind and (found.by_terms or kind.bytes == 2)
+        self.is_wide = not exact and found.dtype == F32 and kind in (F16, BF16, F32) and found.width > 0
+        self.stored = F32 if self.is_wide else kind
+        self.is_copy = self.is_wide or (exact and found.width * kind.bytes in COPY_BYTES)
+        self.by_terms = found.by_terms or not (self.is_wide or kind.bytes == 2)
         self.reads_along_terms = found.by_terms
         self.width = found.width if self.is_copy else max(4 // kind.bytes, 1) if self.by_terms else 1
-        pad = _PAD_BYTES // kind.bytes
-        shape = (side.size, step.terms + pad) if self.by_terms else (step.terms, side.size + pad)
-        self.buffer = block.alloc(kind, (stages, *shape))
+        pad = self._pad()
+        self.shape = (side.size, step.terms + pad) if self.by_terms else (step.terms, side.size + pad)
+
+    def _pad(self) -> int:
+        """Elements behind every row, so that the lanes of an access reach different banks."""
+        if not self.is_wide:
+            return _PAD_BYTES // self.kind.bytes
+        # lanes 4 g + t read column g, terms 2 t and 2 t + 1 (tf32: t)
+        return 8 if self.by_terms or self.kind == F32 else 4
+
+    @property
+    def bytes(self) -> int:
+        """Of one step."""
+        return self.shape[0] * self.shape[1] * self.stored.bytes
+
+    def open(self, stages: int) -> None:
+        """Takes shared memory for so many steps, and this thread's part of the copies."""
+        self.buffer = self.block.alloc(self.stored, (stages, *self.shape))
         self.pieces = self._pieces()
 
     # Filling ------------------------------------------------------------------------------------------
@@ -148,6 +167,12 @@ class TensorStage:
 
     def load_rows(self, target: str, number: DimLike, slot: DimLike, row: DimLike, term: DimLike, lane: DimLike) -> None:
         """16 rows x 32 bytes of terms as the left fragment ``number``."""
+        if self.is_wide:
+            for register in range(4):
+                self._convert(
+                    target, number, register, slot, row + register % 2 * 8, term + register // 2 * (ROW_BYTES // self.kind.bytes), lane
+                )
+            return
         ranges, half = self.nest.ranges, ROW_BYTES // self.kind.bytes
         if self.by_terms:
             place = (slot, row + dims.mod(lane, 16, ranges), term + dims.floordiv(lane, 16, ranges) * half)
@@ -160,6 +185,11 @@ class TensorStage:
 
     def load_columns(self, target: str, number: DimLike, slot: DimLike, column: DimLike, term: DimLike, lane: DimLike) -> None:
         """Two times 8 columns x 32 bytes of terms as the right fragments ``number`` and ``number`` + 1."""
+        if self.is_wide:
+            for which, register in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                there = term + register * (ROW_BYTES // self.kind.bytes)
+                self._convert(target, number + which, register, slot, column + which * 8, there, lane)
+            return
         ranges, half = self.nest.ranges, ROW_BYTES // self.kind.bytes
         eight, matrix = dims.mod(lane, 8, ranges), dims.floordiv(lane, 8, ranges)
         if self.by_terms:
@@ -168,3 +198,19 @@ class TensorStage:
             return
         place = (slot, term + dims.mod(matrix, 2, ranges) * 8 + eight, column + dims.floordiv(lane, 16, ranges) * 8)
         self.nest.emit(TileOp("ldmatrix_x4_trans", (Tile(target, (number, 0)), Tile(self.buffer, place))))
+
+    def _convert(self, target: str, number: DimLike, register: int, slot: DimLike, free: DimLike, term: DimLike, lane: DimLike) -> None:
+        """One 32-bit register of a fragment: lane 4 g + t has the terms t (16-bit ones: 2 t and 2 t + 1) of free position g."""
+        nest, ranges, per = self.nest, self.nest.ranges, 4 // self.kind.bytes
+        position, first = free + dims.floordiv(lane, 4, ranges), term + dims.mod(lane, 4, ranges) * per
+
+        def put(part: DimLike) -> None:
+            place = (slot, position, first + part) if self.by_terms else (slot, first + part, position)
+            nest.store(target, (number, register * per + part), cast(Load(self.buffer, place, F32), self.kind, saturate=False))
+
+        if self.by_terms and per > 1:
+            with nest.loop(per, LoopKind.VECTOR, per) as part:
+                put(part)
+            return
+        for part in range(per):
+            put(part)

@@ -33,8 +33,9 @@ TERMS = ATOM  # of a step
 
 @dataclass(frozen=True)
 class GroupTile(WarpTile):
-    """The results of a block whose groups of four warps take 64 rows and all columns each."""
+    """The results of a block whose groups of four warps take 64 rows and all columns each; ``rate`` by the multiplier itself."""
 
+    waiting: float = 25e-9
     stages: int = 4
 
     @property
@@ -43,11 +44,11 @@ class GroupTile(WarpTile):
 
 
 GROUP_TILES = (
-    GroupTile(128, 256, 64, 256, 1.6, 4),
-    GroupTile(128, 128, 64, 128, 1.4, 3),
-    GroupTile(64, 256, 64, 256, 1.2, 4),
-    GroupTile(64, 128, 64, 128, 1.0, 4),
-    GroupTile(128, 64, 64, 64, 1.0, 4),
+    GroupTile(128, 256, 64, 256, 1900),
+    GroupTile(128, 128, 64, 128, 1600, stages=3),
+    GroupTile(64, 256, 64, 256, 1500),
+    GroupTile(64, 128, 64, 128, 1200),
+    GroupTile(128, 64, 64, 64, 1200),
 )
 
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tcompile.codegen import cuda_warpgroup
+from tcompile.codegen import cuda_tensor, cuda_warpgroup
 from tcompile.codegen.cuda_c import emit_module
 from tcompile.codegen.cuda_compile import compile_text, own_architecture
+from tcompile.codegen.cuda_tensor import WARP_TILES
 from tcompile.codegen.cuda_warpgroup import GROUP_TILES, GroupTile
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range, symbol
@@ -138,7 +139,8 @@ def scheduled(graph: Graph, target: str = "cuda-sm90") -> str:
 
 def preferred(monkeypatch, tile: GroupTile = GROUP_TILES[0]) -> None:
     """Lets a tile be the fastest of all."""
-    monkeypatch.setattr(cuda_warpgroup, "GROUP_TILES", (replace(tile, efficiency=1000.0),))
+    monkeypatch.setattr(cuda_warpgroup, "GROUP_TILES", (tile,))
+    monkeypatch.setattr(cuda_tensor, "WARP_TILES", (replace(WARP_TILES[0], waiting=1.0),))
 
 
 @pytest.mark.parametrize("tile", range(len(GROUP_TILES)), ids=lambda k: f"{GROUP_TILES[k].rows}x{GROUP_TILES[k].columns}")
