@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tcompile.codegen import cuda_tensor
+from tcompile.codegen.cuda_tensor import WARP_TILES
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range, symbol
 from tcompile.ir.dtypes import BF16, BOOL, F16, F32, F64, I8, I32, I64, U8, DType
@@ -91,6 +93,19 @@ def test_float32_products_at_lower_precision(precision, tolerance, columns):
     x, y = b.input("x", F32, (40, 52)), b.input("y", F32, (52, columns))
     z = b.emit("dot_general", x, y, batch=((), ()), contract=((1,), (0,)), dtype=F32)
     run(b.graph([z], ["z"]), {value.name: values(F32, value.shape) for value in b.inputs}, tolerance, precision)
+
+
+@pytest.mark.parametrize("tile", WARP_TILES, ids=lambda tile: f"{tile.rows}x{tile.columns}")
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)])
+def test_rounded_products_of_every_tile_and_order(tile, turned, monkeypatch):
+    monkeypatch.setattr(cuda_tensor, "WARP_TILES", (tile,))
+    rows, terms, columns = 150, 72, 140
+    for precision, tolerance in (("tf32", 1e-3), ("f16", 1e-3)):
+        b = Builder()
+        x = b.input("x", F32, (terms, rows) if turned[0] else (rows, terms))
+        y = b.input("y", F32, (columns, terms) if turned[1] else (terms, columns))
+        z = b.emit("dot_general", x, y, batch=((), ()), contract=((0 if turned[0] else 1,), (1 if turned[1] else 0,)), dtype=F32)
+        run(b.graph([z], ["z"]), {value.name: values(F32, value.shape) for value in b.inputs}, tolerance, precision)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("f16", 1e-3), ("bf16", 1e-2)])
