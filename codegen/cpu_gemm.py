@@ -135,19 +135,16 @@ class Gemm:
         if isinstance(terms, int) and terms:
             cached = self.target.l2_bytes // (terms * self.problem.dtype.bytes) - 2 * self.tile.columns  # beside this panel and the next
             rows = min(rows, cached) if cached >= FEWEST_ROWS else rows
-        most = max(rows // self.tile.rows, 1)
-        if not isinstance(self.problem.rows, int):
-            return most
-        tiles = max(self.problem.rows // self.tile.rows, 1)
-        return -(-tiles // -(-tiles // most))  # chunks of one size: threads share them evenly
+        return max(rows // self.tile.rows, 1)
 
-    def _rest(self, tiles: DimLike, chunk: DimLike, chunks: DimLike, emit: Callable[[int, DimLike], None]) -> None:
+    def _rest(self, tiles: DimLike, chunk: DimLike, chunks: DimLike, emit: Callable) -> None:
         """The rows that fill no tile, done by the last chunk."""
         rests = list(self._rest_tiles(tiles))
         if not rests:
             return
         if chunks == 1:
-            self._emit_rests(rests, emit)
+            # alone with a chunk: the tile behind its full ones
+            self._emit_rests(rests, lambda rows, first: emit(rows, first, tiles))
             return
         with self.nest.branch(compare("eq", chunk, chunks - 1)):
             self._emit_rests(rests, emit)
@@ -282,8 +279,10 @@ class PackedGemm(Gemm):
         b = self.core.inputs[1]
         if self.panels == 1 or _extent(b.shape[2]) != self.tile.columns:
             return None
-        _, per_chunk, _ = self._chunks()
+        _, per_chunk, chunks = self._chunks()
         tiles = per_chunk if isinstance(per_chunk, int) else min(MANY_ROWS // self.tile.rows, self._fitting())
+        if chunks == 1 and isinstance(self.problem.rows, int):
+            tiles = -(-self.problem.rows // self.tile.rows)
         return fetched_ahead(_extent(b.shape[1]), self.tile.columns * self.item.bytes, tiles)
 
     def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:

@@ -193,8 +193,10 @@ def panel_width(target: Target, rows: DimLike, terms: int, columns: int, dtype: 
 
 
 def is_streamed(target: Target, rows: DimLike, terms: int, columns: int, dtype: DType) -> bool:
-    """Whether a constant matrix comes from memory and is read once: it fills the L2 cache, and the rows are a tile at most."""
-    return isinstance(rows, int) and 0 < rows < MOST_ROWS and terms * columns * dtype.bytes > target.l2_bytes
+    """Whether a constant matrix comes from memory and is read once: it fills the L2 cache, and the rows are those of a tile that
+    reads panels side by side."""
+    few = isinstance(rows, int) and 0 < rows < MOST_ROWS and side_by_side(target, rows, 1) > 1
+    return few and terms * columns * dtype.bytes > target.l2_bytes
 
 
 def side_by_side(target: Target, rows: int, vectors: int) -> int:

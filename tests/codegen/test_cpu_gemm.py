@@ -66,6 +66,13 @@ def test_a_single_row_of_a_large_matrix_has_four_streams_and_a_small_one_has_one
     assert packed_tile(target, small, width).columns == width
 
 
+def test_rows_that_leave_registers_for_one_stream_only_are_read_in_tiles():
+    """A single stream uses a third of the memory's bandwidth: seven rows take two tiles instead, and the second finds the panel cached."""
+    target = named_target("x86-64-v3")
+    tile = packed_tile(target, Problem(7, 4096, 4096, F32), panel_width(target, 7, 4096, 4096, F32))
+    assert (tile.rows, tile.columns) == (4, 24)
+
+
 @pytest.mark.parametrize("m", [0, 1, 2, 5, 7, 8, 12, 300])
 def test_symbolic_rows(m):
     b = Builder()
