@@ -28,6 +28,7 @@ _LOAD_SHARE = 0.9  # of the loads that could be
 _STREAM_CYCLES = 0.12  # of a step, for each stream of weights above two
 MANY_ROWS = 64  # what a symbolic number of rows is planned for
 FEW_ROWS = 2  # of a recurrence
+_FEWEST_TASKS = 4  # where the work suffices
 _MANY_TASKS = 16  # of which one more or less on a thread is no matter
 _MOST_STREAMS = 4  # one stream of addresses leaves a third of the memory's bandwidth unused, more than four add nothing
 
@@ -227,7 +228,8 @@ def winograd_block(
     # read one plane at a time
     shares, limit = (2, 24) if form.axes == 2 else (1, 96)
     most = max(min(target.l2_bytes // shares // (form.values * 4 * inputs), limit), 16)
-    number = max(-(-tiles // most), 1) if isinstance(tiles, int) else _MANY_TASKS  # of blocks of tiles
+    fewest = min(_FEWEST_TASKS, tiles // 16) if isinstance(tiles, int) else 1
+    number = max(-(-tiles // most), fewest, 1) if isinstance(tiles, int) else _MANY_TASKS  # of blocks of tiles
     number += number % 2 if 1 < number < _MANY_TASKS else 0  # few are as many for each of two threads
     together = max(-(-tiles // number), 1) if isinstance(tiles, int) else most
     blocks = max(outputs // (per_block * lane_count), 1)
