@@ -3,7 +3,8 @@
     parallel for (image, chunk of positions, group of bundles):
         partial[bundle][position][blocks of output channels] = 0
         for each pass over some of the input blocks:
-            for each bundle, for each tile of positions:  partial += the tile's sum over the pass      the micro-kernel
+            for each bundle, for each tile of positions:      the micro-kernel, which asks for a share of the next bundle's weights
+                partial += the tile's sum over the pass
         for each bundle, block, position:  epilogue; store
 
 In one pass over all, each tile would read all weights of its bundle from the L2 cache again, and its inputs from as many pages as
@@ -17,11 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from tcompile.codegen.access import unravel
+from tcompile.codegen.access import ravel, unravel
 from tcompile.codegen.cpu_conv import BlockedConv
 from tcompile.codegen.cpu_split import even_share, split_task
+from tcompile.codegen.cpu_winograd_tiles import LINE_BYTES
 from tcompile.codegen.draft import Draft
-from tcompile.codegen.scalar import compare, const
+from tcompile.codegen.scalar import compare, const, index_value, select
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.loops import Expr, Load, LoopKind
@@ -62,6 +64,7 @@ class ConvInPasses(BlockedConv):
         chunks = dims.ceildiv(units, max(per_chunk, 1), nest.ranges)
         per_chunk = -(-units // chunks) if isinstance(units, int) and isinstance(chunks, int) and chunks else per_chunk
         self.room = per_chunk * self.unit
+        self.steps = per_chunk * (1 if self.flat else tiles)  # whole tiles of a chunk, or nearly
         bundles = -(-self.blocks // self.wide)
         per_group = self._per_group(bundles, chunks)
         groups = -(-bundles // per_group)
@@ -97,6 +100,7 @@ class ConvInPasses(BlockedConv):
         with nest.loop(passes) as number:
             self.start = number * self.depth
             with nest.loop(count) as bundle:
+                self.next = self._next_weights(bundle, count)
                 run = partial(self._pass, place, bundle, here, tiles)
                 self._by_blocks(place.bundle + bundle, bundles, run)
 
@@ -104,9 +108,12 @@ class ConvInPasses(BlockedConv):
         """One pass of one bundle over the chunk."""
         nest, height = self.nest, self.tile.rows
         emit = partial(self._add, place, bundle, blocks)
+        self.asked: list[DimLike] = []
         if self.flat:
             with nest.loop(dims.minimum(here, tiles - place.first, nest.ranges)) as tile:
+                self._ask(tile)
                 emit(height, (), (place.first + tile) * height, tile * height)
+            self.asked = []
             for size, start, cond in self._rests(tiles):
                 assert cond is None, self.columns
                 last = place.first + here
@@ -116,7 +123,9 @@ class ConvInPasses(BlockedConv):
         with nest.loop(here) as offset:
             row: Shape = tuple(split_task(nest, place.first + offset, self.spatial[:-1])) if len(self.spatial) > 1 else ()
             with nest.loop(tiles) as tile:
+                self._ask(offset * tiles + tile)
                 emit(height, row, tile * height, offset * self.columns + tile * height)
+            self.asked = []
             for size, start, _ in self._rests(tiles):
                 emit(size, row, start, offset * self.columns + start)
 
@@ -163,6 +172,45 @@ class ConvInPasses(BlockedConv):
             first = (bundle + offset) * self.wide
             with self.nest.loop(dims.minimum(self.wide, self.blocks - first, self.nest.ranges)) as part:
                 self.epilogue.store_border(image, first + part)
+
+    def _next_weights(self, bundle: DimLike, count: DimLike) -> DimLike | None:
+        """How many elements behind a bundle's weights of this pass those are that are used next: the next bundle's, or the next
+        pass's first. None where nobody asks for them: they are in the L2 cache, or nobody has time to."""
+        size = dims.product(self.w.shape)
+        if self.groups > 1 or not isinstance(self.steps, int) or self.steps < 2 or size * self.w.dtype.bytes <= self.target.l2_bytes:
+            return None
+        stream = dims.product(self.w.shape[1:])
+        behind = self.depth * dims.product(self.w.shape[2:]) - bundle * (self.wide * stream)
+        return self.nest.let_index(select(compare("lt", bundle + 1, count), index_value(self.wide * stream), index_value(behind)))
+
+    def _ask(self, step: DimLike) -> None:
+        """Chooses the lines of the next weights that a tile asks for with each of its input blocks and kernel positions."""
+        self.asked = []
+        if self.next is None:
+            return
+        line, block = LINE_BYTES // self.w.dtype.bytes, dims.product(self.w.shape[-2:])
+        lines, stream = max(block // line, 1), dims.product(self.w.shape[1:])
+        share = -(-self.wide * lines // self.steps)
+        for k in range(share):
+            number = step * share + k
+            part = dims.floordiv(number, lines, self.nest.ranges)
+            place = self.next + part * stream + (number - part * lines) * line
+            self.asked.append(self.nest.let_index(index_value(place)))
+
+    def _enter(self, block: DimLike) -> None:
+        """Keeps the first output block of a sum."""
+        super()._enter(block)
+        self.entered = block
+
+    @contextmanager
+    def _terms(self) -> Iterator[Shape]:
+        with self._blocks_of_terms() as block, self.nest.loops(tuple(size for _, size in self.window)) as place:
+            kernel = tuple(start + k for (start, _), k in zip(self.window, place, strict=True))
+            here = ravel((self.entered, block, *kernel, 0, 0), self.w.shape)
+            for offset in self.asked:
+                self.nest.prefetch(self.draft.read(self.w), here + offset)
+            with self.nest.loop(self.taps[-1]) as channel:
+                yield (block, *kernel, channel)
 
     @contextmanager
     def _blocks_of_terms(self) -> Iterator[DimLike]:
