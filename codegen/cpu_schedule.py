@@ -12,6 +12,7 @@ from dataclasses import replace
 from tcompile.codegen.draft import Draft
 from tcompile.codegen.schedule import Names, collapse, flatten, map_loops, split, vectorise
 from tcompile.codegen.schedule_access import Access, accesses, drop_unused, has_loops, only_loop
+from tcompile.codegen.schedule_chains import chains_of
 from tcompile.codegen.schedule_distribute import distribute
 from tcompile.codegen.schedule_lanes import accumulation, lanes_of
 from tcompile.codegen.schedule_transpose import blocks_of, find_turn
@@ -19,7 +20,7 @@ from tcompile.codegen.templates import Built
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike
 from tcompile.ir.dtypes import BOOL, I64
-from tcompile.ir.loops import Alloc, Block, Cast, For, If, Index, Kernel, Load, LoopKind, Op, Select, Stmt, Store
+from tcompile.ir.loops import Alloc, Block, Cast, Expr, For, If, Index, Kernel, Let, Load, LoopKind, Op, Select, Stmt, Store, Var
 from tcompile.ir.loops_evaluate import postorder
 from tcompile.ir.loops_interpret import expressions, walk
 from tcompile.ir.target import Target
@@ -112,7 +113,7 @@ class _Scheduler:
             tiles = blocks_of(turn, core, self.names)
             around = [loop for loop in rest if loop is not turn.rows]
             return self._parallel([*around, replace(tiles, body=())], tiles.body, threads and self._worth_threads(outer))
-        width = _fitting(width, lanes.extent)
+        width = _fitting(self._width(core, lanes.var), lanes.extent)
         vector = vectorise(replace(lanes, body=core), width) if width > 1 else replace(lanes, body=core)
         chunk = max(width, CHUNK_BYTES // self._largest(core))
         if threads and self._worth_threads(outer) and not _at_most(lanes.extent, 2 * chunk):
@@ -148,7 +149,7 @@ class _Scheduler:
     def _across(self, outer: list[For], lanes: For, core: Block, width: int, threads: bool) -> Block | None:
         rest = [loop for loop in outer if loop is not lanes]
         width = _fitting(width, lanes.extent)
-        loop = replace(lanes, body=map_loops(core, _unroll_small))
+        loop = replace(lanes, body=map_loops(core, self._between_lanes))
         chunk = 4 * width
         if threads and self._worth_threads(outer, core) and not _at_most(lanes.extent, chunk) and not _at_least(rest, _ENOUGH_TURNS):
             chunks = split(loop, chunk, self.names, outer_kind=LoopKind.SERIAL, inner_kind=LoopKind.SERIAL)
@@ -158,6 +159,13 @@ class _Scheduler:
             return None if vectors is None else self._parallel([*rest, replace(chunks, body=())], vectors, threads)
         vectors = distribute(loop, width, self.names)
         return None if vectors is None else self._parallel(rest, vectors, threads)
+
+    def _between_lanes(self, loop: For) -> Block | None:
+        """A loop around vectors: small windows unrolled, sums in several chains."""
+        small = _unroll_small(loop)
+        if small is not None or loop.var not in self.folds or has_loops(loop.body):
+            return small
+        return chains_of(loop, self.names)
 
     def _lanes_inside(self, core: Block) -> Block:
         return map_loops(core, lambda loop: None if has_loops(loop.body) else self._inner(loop))
@@ -199,19 +207,50 @@ class _Scheduler:
         found = [access for access in accesses(body, loop.var) if access.buffer not in local]
         return sum(_access_cost(access, width) for access in found) / _utilisation(loop.extent, width)
 
-    def _width(self, body: Block) -> int:
-        return max(1, self.target.vector_bytes // self._largest(body))
+    def _width(self, body: Block, lanes: str | None = None) -> int:
+        return max(1, self.target.vector_bytes // self._largest(body, lanes))
 
-    def _largest(self, body: Block) -> int:
-        """Bytes of the widest element that lanes work on (indices made of loop variables do not count)."""
+    def _largest(self, body: Block, lanes: str | None = None) -> int:
+        """Bytes of the widest element that lanes work on (indices do not count that are made of loop variables, or are one for all
+        lanes where these are known)."""
         largest = 1
+        same = set() if lanes is None else _same_indices(body, lanes)
         for stmt in walk(body):
             if isinstance(stmt, Store):
                 largest = max(largest, stmt.value.dtype.bytes)
             for expr in postorder(*expressions(stmt)):
+                if expr in same:
+                    continue
                 if isinstance(expr, Load) or (isinstance(expr, Op | Cast | Select) and expr.dtype not in (BOOL, I64)):
                     largest = max(largest, expr.dtype.bytes)
         return largest
+
+
+def _same_indices(body: Block, lanes: str) -> set[Load]:
+    """The indices read from memory that do not depend on the variable of the lanes."""
+    varying, same = {lanes}, set[Load]()
+    for stmt in walk(body):
+        found = list(postorder(*expressions(stmt)))
+        loads = [expr for expr in found if isinstance(expr, Load)]
+        fixed = {load for load in loads if load.dtype == I64 and dims.shape_symbols(load.indices).isdisjoint(varying)}
+        same |= fixed
+        if isinstance(stmt, Let) and _reads(found, varying):
+            varying.add(stmt.name)
+    return same
+
+
+def _reads(found: list[Expr], names: set[str]) -> bool:
+    """Whether some of the expressions depend on variables."""
+    used: set[str] = set()
+    for expr in found:
+        match expr:
+            case Var(name=name):
+                used.add(name)
+            case Index(expr=inner):
+                used |= dims.symbols(inner)
+            case Load(indices=indices):
+                used |= dims.shape_symbols(indices)
+    return not names.isdisjoint(used)
 
 
 def _locals(block: Block) -> frozenset[str]:

@@ -93,8 +93,7 @@ class _LanesOf:
         if extent == 0:
             return []
         body = substitute(self.loop.body, {self.loop.var: start + self._l}, KNOWN)
-        redirected = _Redirect(self.found.store.buffer, self.lanes, (row, self._l)).block(body)
-        return [self._lane_loop(extent, redirected)]
+        return [self._lane_loop(extent, redirected(body, self.found.store.buffer, self.lanes, (row, self._l)))]
 
     def _lane_loop(self, extent: DimLike, body: Block) -> For:
         return For(self.lane, extent, body, LoopKind.VECTOR, self.width)
@@ -112,6 +111,11 @@ class _LanesOf:
     def _add_row(self, row: int) -> Store:
         first, other = (Load(self.lanes, (k, self._l), self.dtype) for k in (0, row))
         return Store(self.lanes, (0, self._l), op(self.found.fn, first, other))
+
+
+def redirected(block: Block, old: str, new: str, indices: Shape) -> Block:
+    """A block whose accesses of one buffer go to fixed indices of another."""
+    return _Redirect(old, new, indices).block(block)
 
 
 class _Redirect(Rewriter):
