@@ -31,6 +31,7 @@ from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import FMA, MANY_ROWS, Step, Tile, accumulator_type, lanes, matrix_fits, tile_cycles
 
+POINTWISE_UNROLL = 2  # channels of a turn: where sums have few terms, turns of the loop count
 MIN_TASKS = 32  # parallel tasks to aim for; more only cost loop overhead
 
 
@@ -336,8 +337,12 @@ class BlockedConv(DirectConv):
 
     @contextmanager
     def _terms(self) -> Iterator[Shape]:
-        with self._blocks_of_terms() as blocks, self.nest.loops((*(size for _, size in self.window), self.taps[-1])) as (*place, channel):
-            yield (blocks, *(start + k for (start, _), k in zip(self.window, place, strict=True)), channel)
+        windows = tuple(size for _, size in self.window)
+        unrolled = POINTWISE_UNROLL if all(size == 1 for size in windows) and self.taps[-1] % POINTWISE_UNROLL == 0 else 1
+        with self._blocks_of_terms() as blocks, self.nest.loops((*windows, self.taps[-1] // unrolled)) as (*place, step):
+            kernel = tuple(start + k for (start, _), k in zip(self.window, place, strict=True))
+            with self.nest.loop(unrolled, LoopKind.UNROLLED) as channel:
+                yield (blocks, *kernel, step * unrolled + channel)
 
     @contextmanager
     def _blocks_of_terms(self) -> Iterator[DimLike]:
