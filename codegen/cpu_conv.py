@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from tcompile.codegen.access import ravel, unravel
@@ -31,8 +32,19 @@ from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import FMA, MANY_ROWS, Step, Tile, accumulator_type, lanes, matrix_fits, tile_cycles
 
-POINTWISE_UNROLL = 2  # channels of a turn: where sums have few terms, turns of the loop count
+FEW_SUMS = 12  # of a tile: the loop's own operations then take time
+LINE_BYTES = 64
+FEWEST_TILES, MOST_TILES = 4, 256  # of a row, for its tiles to ask for the next weights
 MIN_TASKS = 32  # parallel tasks to aim for; more only cost loop overhead
+
+
+@dataclass(frozen=True)
+class TileAt:
+    """The tile whose sum is being written: its output blocks, and its first column."""
+
+    block: DimLike
+    blocks: int
+    start: DimLike
 
 
 class DirectConv:
@@ -268,6 +280,7 @@ class DirectConv:
             group = self.nest.let_index(index_value(group), Range(0, self.groups - 1))
 
         self._enter(block)
+        self.tile_at = TileAt(block, blocks, start)
 
         def weight(vector: int, lane: DimLike, tap: Shape) -> Expr:
             part, offset = divmod(vector, per_block)
@@ -338,16 +351,46 @@ class BlockedConv(DirectConv):
     @contextmanager
     def _terms(self) -> Iterator[Shape]:
         windows = tuple(size for _, size in self.window)
-        unrolled = POINTWISE_UNROLL if all(size == 1 for size in windows) and self.taps[-1] % POINTWISE_UNROLL == 0 else 1
-        with self._blocks_of_terms() as blocks, self.nest.loops((*windows, self.taps[-1] // unrolled)) as (*place, step):
-            kernel = tuple(start + k for (start, _), k in zip(self.window, place, strict=True))
-            with self.nest.loop(unrolled, LoopKind.UNROLLED) as channel:
-                yield (blocks, *kernel, step * unrolled + channel)
+        unrolled = self._channels_a_turn(windows)
+        ahead = self._next_weights()
+        with self._blocks_of_terms() as blocks:
+            if ahead is not None:
+                self.nest.prefetch(self.draft.read(self.w), ahead + blocks * self._block_weights())
+            with self.nest.loops((*windows, self.taps[-1] // unrolled)) as (*place, step):
+                kernel = tuple(start + k for (start, _), k in zip(self.window, place, strict=True))
+                with self.nest.loop(unrolled, LoopKind.UNROLLED) as channel:
+                    yield (blocks, *kernel, step * unrolled + channel)
+
+    def _channels_a_turn(self, windows: Shape) -> int:
+        """How many channels of a pointwise kernel a turn of the loop takes: several where one would have few FMAs."""
+        few = self.tile.rows * self.tile.vectors <= FEW_SUMS and all(size == 1 for size in windows)
+        return 2 if few and self.taps[-1] % 2 == 0 else 1
 
     @contextmanager
     def _blocks_of_terms(self) -> Iterator[DimLike]:
         with self.nest.loop(self.taps[0]) as block:
             yield block
+
+    def _next_weights(self) -> DimLike | None:
+        """Where in an input block's weights for the next bundle the line lies that this tile asks for: they come from far meanwhile.
+
+        None where tiles are so many that the weights' way is nothing, or so few that they could not ask for all.
+        """
+        if not self.flat or self.blocks <= self.wide or not isinstance(self.columns, int):
+            return None
+        line = LINE_BYTES // self.w.dtype.bytes
+        lines = self._block_weights() // line
+        if lines == 0 or not FEWEST_TILES <= self.columns // self.tile.rows <= MOST_TILES:
+            return None
+        at, ranges = self.tile_at, self.nest.ranges
+        number = dims.mod(dims.floordiv(at.start, self.tile.rows, ranges), at.blocks * lines, ranges)
+        part = number if isinstance(number, int) else self.nest.let_index(index_value(number), Range(0, at.blocks * lines - 1))
+        block = at.block + self.wide + dims.floordiv(part, lines, ranges)
+        return self.nest.let_index(index_value((block * self.w.shape[1] * lines + dims.mod(part, lines, ranges)) * line))
+
+    def _block_weights(self) -> int:
+        """Weights between two blocks of channels."""
+        return self.w.shape[-2] * self.w.shape[-1]
 
     def load(self, image: DimLike, group: DimLike, position: Shape, tap: Shape) -> Expr:
         block, *kernel, channel = tap

@@ -79,7 +79,7 @@ DEFAULTS = Options()
 
 def passes(target: Target) -> tuple[Pass, ...]:
     """All passes in order. Simplification runs again after layout, which leaves packs of constants to fold."""
-    from tcompile.passes import index_bounds, repeats
+    from tcompile.passes import gates, index_bounds, repeats
     from tcompile.passes.canonicalise import Canonicalise
     from tcompile.passes.fold import FoldConstants
     from tcompile.passes.fuse import Fuse
@@ -95,7 +95,7 @@ def passes(target: Target) -> tuple[Pass, ...]:
         FoldConstants(),
         Recognise(),
         AssignLayouts(target),
-        FoldConstants("fold-packed", extra=(*repeats.RULES, *index_bounds.RULES)),
+        FoldConstants("fold-packed", extra=(*repeats.RULES, *gates.RULES, *index_bounds.RULES)),
         NarrowWeights(target),
         WeightsByTaps(target),
         Fuse(target),
