@@ -34,7 +34,7 @@ from tcompile.ir.tiles import FMA, MANY_ROWS, Step, Tile, accumulator_type, lane
 
 FEW_SUMS = 12  # of a tile: the loop's own operations then take time
 LINE_BYTES = 64
-FEWEST_TILES, MOST_TILES = 4, 256  # of a row, for its tiles to ask for the next weights
+MOST_TILES = 256  # of a row, for its tiles to ask for the next weights
 MIN_TASKS = 32  # parallel tasks to aim for; more only cost loop overhead
 
 
@@ -354,8 +354,8 @@ class BlockedConv(DirectConv):
         unrolled = self._channels_a_turn(windows)
         ahead = self._next_weights()
         with self._blocks_of_terms() as blocks:
-            if ahead is not None:
-                self.nest.prefetch(self.draft.read(self.w), ahead + blocks * self._block_weights())
+            for start in ahead:
+                self.nest.prefetch(self.draft.read(self.w), start + blocks * self._block_weights())
             with self.nest.loops((*windows, self.taps[-1] // unrolled)) as (*place, step):
                 kernel = tuple(start + k for (start, _), k in zip(self.window, place, strict=True))
                 with self.nest.loop(unrolled, LoopKind.UNROLLED) as channel:
@@ -371,22 +371,27 @@ class BlockedConv(DirectConv):
         with self.nest.loop(self.taps[0]) as block:
             yield block
 
-    def _next_weights(self) -> DimLike | None:
-        """Where in an input block's weights for the next bundle the line lies that this tile asks for: they come from far meanwhile.
+    def _next_weights(self) -> list[DimLike]:
+        """Where in an input block's weights for the next bundle the lines lie that this tile asks for: they come from far meanwhile.
 
-        None where tiles are so many that the weights' way is nothing, or so few that they could not ask for all.
+        All tiles together ask for every line; none where they are so many that the weights' way is nothing.
         """
-        if not self.flat or self.blocks <= self.wide or not isinstance(self.columns, int):
-            return None
-        line = LINE_BYTES // self.w.dtype.bytes
-        lines = self._block_weights() // line
-        if lines == 0 or not FEWEST_TILES <= self.columns // self.tile.rows <= MOST_TILES:
-            return None
-        at, ranges = self.tile_at, self.nest.ranges
-        number = dims.mod(dims.floordiv(at.start, self.tile.rows, ranges), at.blocks * lines, ranges)
-        part = number if isinstance(number, int) else self.nest.let_index(index_value(number), Range(0, at.blocks * lines - 1))
-        block = at.block + self.wide + dims.floordiv(part, lines, ranges)
-        return self.nest.let_index(index_value((block * self.w.shape[1] * lines + dims.mod(part, lines, ranges)) * line))
+        if not self.flat or self.blocks <= self.wide or not isinstance(self.columns, int) or not self.columns:
+            return []
+        line, tiles = LINE_BYTES // self.w.dtype.bytes, -(-self.columns // self.tile.rows)
+        lines, at, ranges = self._block_weights() // line, self.tile_at, self.nest.ranges
+        if lines == 0 or tiles > MOST_TILES:
+            return []
+        share = -(-at.blocks * lines // tiles)
+        number = dims.mod(dims.floordiv(at.start, self.tile.rows, ranges) * share, at.blocks * lines, ranges)
+        first = number if isinstance(number, int) else self.nest.let_index(index_value(number), Range(0, at.blocks * lines - 1))
+        return [self._line_of_next(first + k, lines, line) for k in range(share)]
+
+    def _line_of_next(self, number: DimLike, lines: int, line: int) -> DimLike:
+        """A line of the first input block's weights for the next bundle, of which each output block has ``lines`` of ``line`` elements."""
+        ranges = self.nest.ranges
+        block = self.tile_at.block + self.wide + dims.floordiv(number, lines, ranges)
+        return self.nest.let_index(index_value((block * self.w.shape[1] * lines + dims.mod(number, lines, ranges)) * line))
 
     def _block_weights(self) -> int:
         """Weights between two blocks of channels."""
