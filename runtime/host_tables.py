@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def zip_map(inputs: list[Any], node: HostNode) -> list[dict[Any, Any]]:
     rows = inputs[0].reshape(-1, inputs[0].shape[-1]).tolist()
     if rows and len(rows[0]) != len(labels):
         raise ValueError(f"{len(rows[0])} values in a row for {len(labels)} labels")
-    return [dict(zip(labels, row, strict=False)) for row in rows]
+    return list(map(dict, map(zip, repeat(labels), rows)))
 
 
 @host_op("DictVectorizer", domain=ML)

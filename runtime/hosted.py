@@ -224,10 +224,13 @@ def _arrays(value: Any) -> Iterator[np.ndarray]:
             yield from _arrays(item)
 
 
+_PLAIN = frozenset({dict, str, int, float, bool, type(None)})  # items of lists that hold no arrays
+
+
 def _owned(value: Any, foreign: list[np.ndarray]) -> Any:
     """A result that is the caller's: copied where it may be a constant, or the memory of an input."""
     if isinstance(value, list):
-        return [_owned(item, foreign) if isinstance(item, np.ndarray | list) else item for item in value]
+        return list(value) if _PLAIN.issuperset(map(type, value)) else [_owned(item, foreign) for item in value]
     if not isinstance(value, np.ndarray):
         return value
     shared = not value.flags.writeable or any(np.may_share_memory(value, array) for array in foreign)
