@@ -145,3 +145,10 @@ def test_what_is_missing_is_named(monkeypatch, pycuda):
     monkeypatch.delitem(sys.modules, "pycuda.driver")
     with pytest.raises(Error, match=r"PyCUDA(.|\n)*tcompile\[cuda\]|PyCUDA cannot be imported"):
         cuda_pycuda.PyCudaDevice(0)
+
+
+def test_the_drivers_library_is_there_before_pycuda_asks_for_its_functions(monkeypatch, pycuda):
+    opened = []
+    monkeypatch.setattr(cuda_pycuda.ctypes, "CDLL", lambda name, mode: opened.append((name, mode)))
+    cuda_pycuda._pycuda()
+    assert opened == [("libcuda.so.1", ctypes.RTLD_GLOBAL)]
