@@ -19,7 +19,7 @@ from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.lower_rows import Rows
 from tcompile.codegen.lower_sort import key_type, ordered
 from tcompile.codegen.nest import Nest
-from tcompile.codegen.scalar import cast, compare, highest, index_value, op, select
+from tcompile.codegen.scalar import cast, compare, const, highest, index_value, op, select
 from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range
@@ -86,13 +86,7 @@ def _long(node: Node, scope: Scope, rows: Rows, most: int | None) -> Built:
                 position = op("add", Load(network.positions, (k,), I32), index_value(tile * MOST, I32))
                 pairs.put(0, tile * MOST + k, Load(network.keys, (k,), kind), position)
             nest.emit(Barrier())
-        side, width = 0, MOST
-        while width < (_LONGEST if most is None else most):
-            with nest.branch(compare("lt", width, extent)), _shared(block, extent) as k:
-                pairs.merge(k, width, side)
-            nest.emit(Barrier())
-            turned = select(compare("lt", width, extent), index_value(1 - side), index_value(side))
-            side, width = nest.let_index(turned, Range(0, 1)), 2 * width
+        side = _merges(block, pairs, _LONGEST if most is None else most)
         with _shared(block, extent) as k:
             position = nest.let_index(cast(pairs.position(side, k), I64), Range(0, extent - 1))
             values = [draft.element(source, rows.indices(row, (position,))) for source in node.inputs]
@@ -100,6 +94,25 @@ def _long(node: Node, scope: Scope, rows: Rows, most: int | None) -> Built:
                 draft.store(output, rows.indices(row, (k,)), value)
     draft.flops = key.type.size
     return Built(*draft.finish(), scratch=(keys, positions))
+
+
+def _merges(block: ThreadBlock, pairs: _Pairs, most: int) -> DimLike:
+    """Merges until one run is left, in at most so many turns as ``most`` elements take; tells which copy has it."""
+    nest, extent = block.nest, pairs.extent
+    widths, sides = (nest.alloc(I64, (1,), Space.REGISTER) for _ in range(2))
+    nest.store(widths, 0, const(MOST, I64))
+    nest.store(sides, 0, const(0, I64))
+    turns = ((most - 1) // MOST).bit_length()
+    with nest.loop(turns):
+        width = nest.let_index(Load(widths, (0,), I64), Range(MOST, MOST << turns))
+        side = nest.let_index(Load(sides, (0,), I64), Range(0, 1))
+        more = nest.let(compare("lt", width, extent))
+        with nest.branch(more), _shared(block, extent) as k:
+            pairs.merge(k, width, side, (MOST << turns).bit_length())
+        nest.store(sides, 0, select(more, index_value(1 - side), index_value(side)))
+        nest.store(widths, 0, index_value(2 * width))
+        nest.emit(Barrier())
+    return nest.let_index(Load(sides, (0,), I64), Range(0, 1))
 
 
 @contextmanager
@@ -137,28 +150,30 @@ class _Pairs:
         self.nest.store(self.keys, self.place(side, k), key)
         self.nest.store(self.positions, self.place(side, k), position)
 
-    def merge(self, k: DimLike, width: int, side: DimLike) -> None:
-        """Element k of a run of ``width`` to its place among those of the run and its neighbour, in the other copy."""
+    def merge(self, k: DimLike, width: DimLike, side: DimLike, steps: int) -> None:
+        """Element k of a run of ``width`` to its place among those of the run and its neighbour, in the other copy.
+
+        ``steps``: halvings that leave one of as many elements as a run may have.
+        """
         nest, ranges = self.nest, self.nest.ranges
         start = nest.let_index(index_value(dims.floordiv(k, 2 * width, ranges) * (2 * width)), Range(0, self.extent - 1))
         middle, end = (self._within(start + width), self._within(start + 2 * width))
         left = nest.let(compare("lt", k, middle))
         mine = nest.let(self.key(side, k))
         first = nest.let_index(select(left, index_value(middle), index_value(start)), Range(0, self.extent))
-        before = self._before(
-            mine, left, side, first, nest.let_index(select(left, index_value(end), index_value(middle)), Range(0, self.extent)), width
-        )
+        last = nest.let_index(select(left, index_value(end), index_value(middle)), Range(0, self.extent))
+        before = self._before(mine, left, side, first, last, steps)
         own = nest.let_index(select(left, index_value(start), index_value(middle)), Range(0, self.extent))
         target = nest.let_index(index_value(start + (k - own) + (before - first)), Range(0, self.extent - 1))
         self.put(1 - side, target, mine, self.position(side, k))
 
-    def _before(self, mine: Expr, left: Expr, side: DimLike, low: DimLike, high: DimLike, width: int) -> DimLike:
+    def _before(self, mine: Expr, left: Expr, side: DimLike, low: DimLike, high: DimLike, steps: int) -> DimLike:
         """Where an element would stand in the other run: behind equal ones where its own run is the right one."""
         nest = self.nest
         ends = [nest.alloc(I64, (1,), Space.REGISTER) for _ in range(2)]
         for buffer, end in zip(ends, (low, high), strict=True):
             nest.store(buffer, 0, index_value(end))
-        with nest.loop(width.bit_length()):
+        with nest.loop(steps):
             lower, upper = (nest.let_index(Load(buffer, (0,), I64), Range(0, self.extent)) for buffer in ends)
             open_ = nest.let(compare("lt", lower, upper))
             middle = nest.let_index(index_value(dims.floordiv(lower + upper, 2, nest.ranges)), Range(0, self.extent))
