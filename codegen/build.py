@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from tcompile.codegen.artifact import Build
-from tcompile.codegen.cpu_cost import cycles, moved_bytes
+from tcompile.codegen.cpu_cost import moved_bytes_and_cycles
 from tcompile.codegen.cpu_entry import emit_entry
 from tcompile.codegen.cpu_llvm import compile_kernels, emit_kernel, scratch_bytes
 from tcompile.codegen.link import link
@@ -56,7 +56,7 @@ def build_image(
         _bound(entry.scratch_bytes, program.symbols),
         _growing(program, [*places.growing, *entry.growing_scratch]),
         readable_arena(entry.arena_bytes),
-        {kernel: Work(moved_bytes(kernel), cycles(kernel, target)) for kernel in kernels},
+        {kernel: Work(*moved_bytes_and_cycles(kernel, target)) for kernel in kernels},
     )
 
 

@@ -9,7 +9,7 @@ results are expressions over the kernel's dims. Profiles print them beside what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -57,25 +57,31 @@ class _Unknown(Exception):
     """Only a run knows."""
 
 
+def moved_bytes_and_cycles(kernel: Kernel, target: Target) -> tuple[DimLike, DimLike]:
+    """``moved_bytes`` and ``cycles`` of a kernel, from going through it once."""
+    walk = _Walk(kernel, target)
+    try:
+        total = walk.block_cost(kernel.body).total()
+    except _Unknown:
+        return _moved(kernel, {}), 0
+    return _moved(kernel, walk.touched), _short(dims.floordiv(total, _UNIT))
+
+
 def cycles(kernel: Kernel, target: Target) -> DimLike:
     """Cycles of one core for the whole kernel, what it loads being in the L1 cache; 0 where only a run knows."""
-    try:
-        return _short(dims.floordiv(_Walk(kernel, target).block_cost(kernel.body).total(), _UNIT))
-    except _Unknown:
-        return 0
+    return moved_bytes_and_cycles(kernel, target)[1]
 
 
 def moved_bytes(kernel: Kernel) -> DimLike:
     """Bytes of the kernel's tensors, each counted once (one that is read and written twice), and no more than it touches."""
-    walk = _Walk(kernel, _ANY)
-    try:
-        walk.block_cost(kernel.body)
-    except _Unknown:
-        walk.touched.clear()
+    return moved_bytes_and_cycles(kernel, _ANY)[0]
+
+
+def _moved(kernel: Kernel, found: Mapping[str, DimLike]) -> DimLike:
     total: DimLike = 0
     for param in kernel.params:
         size = dims.product(param.shape)
-        touched = walk.touched.get(param.name, size)
+        touched = found.get(param.name, size)
         if isinstance(touched, int) and isinstance(size, int):
             size = min(size, touched)
         total = total + dims.ceildiv(size * param.dtype.bits, 8) * (2 if param.access is Access.INOUT else 1)
@@ -260,10 +266,7 @@ class _Walk:
             self.touched[buffer] = self.touched.get(buffer, 0) + self.turns
 
     def _expressions(self, cost: _Cost, seen: set[int], *roots: Expr) -> None:
-        for expr in postorder(*roots):
-            if id(expr) in seen:
-                continue
-            seen.add(id(expr))
+        for expr in postorder(*roots, done=seen):
             match expr:
                 case Load():
                     if expr.buffer not in self.registers:

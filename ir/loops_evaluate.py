@@ -40,9 +40,12 @@ def operands(expr: Expr) -> tuple[Expr, ...]:
     return ()
 
 
-def postorder(*roots: Expr) -> Iterator[Expr]:
-    """Every expression object below the roots once, operands before users."""
-    done: set[int] = set()
+def postorder(*roots: Expr, done: set[int] | None = None) -> Iterator[Expr]:
+    """Every expression object below the roots once, operands before users.
+
+    ``done`` holds the identities of those that are left out with all below them; it grows by what comes.
+    """
+    done = set() if done is None else done
     stack: list[tuple[Expr, bool]] = [(root, False) for root in reversed(roots)]
     while stack:
         expr, ready = stack.pop()
