@@ -11,7 +11,7 @@ from tcompile.ir.dtypes import BF16, F16, F32, F64, I8, I32, U8
 from tcompile.ir.interpret import interpret
 from tcompile.ir.ops_layout import pack_panels
 from tcompile.ir.target import named_target, native_target
-from tcompile.ir.tiles import panel_width
+from tcompile.ir.tiles import FEW_ROWS, panel_width
 from tests.codegen.native import run_native
 from tests.codegen.template_runs import check_template
 
@@ -155,3 +155,29 @@ def test_attention_products_read_heads_in_place(s):
     out = b.reshape(b.transpose(mixed, (0, 2, 1, 3)), (2, length, 24))
     graph = b.graph([out], ["out"])
     assert check_template(graph, {name: _array((2, s, 24)) for name in "qkv"}) == ["gemm"] * 2
+
+
+@pytest.mark.parametrize(("seq", "batch", "n"), [(3, 2, 41), (7, 1, 50), (12, 1, 512), (1, 5, 7), (0, 3, 41)])
+def test_rows_of_two_symbols_beside_a_last_narrow_panel(seq, batch, n):
+    """The epilogue adds what is indexed by both symbols: whole panels stay vectors, whose columns no division splits."""
+    b = Builder()
+    b.symbols["s"], b.symbols["b"] = Range(0, None), Range(0, None)
+    rows, columns = (dims.symbol("s"), dims.symbol("b")), dims.symbol("b")
+    a = b.reshape(b.input("a", F32, (*rows, 9)), (dims.product(rows), 9))
+    bias, scale = b.input("bias", F32, (n,)), b.input("scale", F32, (columns, n))
+    y = b.reshape(_packed(b, a, _array((9, n)), None), (*rows, n))
+    y = b.map(
+        "mul",
+        b.map("add", y, b.emit("broadcast", bias, shape=(*rows, n), axes=(2,))),
+        b.emit("broadcast", scale, shape=(*rows, n), axes=(1, 2)),
+    )
+    arrays = {"a": _array((seq, batch, 9)), "bias": _array((n,)), "scale": _array((batch, n))}
+    assert check_template(b.graph([y], ["y"]), arrays) == ["gemm"]
+
+
+def test_a_recurrence_of_few_rows_has_the_widest_panels_and_many_rows_those_that_stay_in_the_l1_cache():
+    target, rows = named_target("x86-64-v3"), dims.symbol("m")
+    few, many = panel_width(target, rows, 128, 512, F32, few=True), panel_width(target, rows, 128, 512, F32)
+    assert few > many and many * 128 * 4 <= target.l1_bytes // 2
+    tile = packed_tile(target, Problem(rows, 512, 128, F32), few, few=True)
+    assert tile.rows == FEW_ROWS and tile.columns == few
