@@ -170,4 +170,4 @@ def _tensor(array: np.ndarray) -> Any:
 
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16).cuda()
-    return torch.from_numpy(np.ascontiguousarray(array)).cuda()
+    return torch.from_numpy(np.array(array, order="C")).cuda()  # not ascontiguousarray, which gives scalars an axis
