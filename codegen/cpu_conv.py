@@ -58,7 +58,7 @@ class DirectConv:
         self.draft = Draft(name, node, scope)
         self.nest = self.draft.nest
         self.epilogue = Epilogue(self.draft, node, self.core)
-        self.x, self.w = self.core.inputs
+        self.x, self.w = self.core.inputs[:2]
         self.images, self.blocks, *spatial, self.block = self.core.output.shape
         self.spatial: Shape = tuple(spatial)
         self.dtype = accumulator_type(self.x.dtype, self.w.dtype, self.core.output.dtype)

@@ -59,8 +59,7 @@ class ConvInPasses(BlockedConv):
         tiles = dims.floordiv(self.columns, height, nest.ranges)
         units: DimLike = -(-self.columns // height) if self.flat else self.rows
         self.unit = height if self.flat else self.columns  # positions of a unit
-        per_chunk = max(POSITIONS // max(self.unit, 1), 1)
-        per_chunk = min(per_chunk, units) if isinstance(units, int) else per_chunk
+        per_chunk = self._units_of_chunk(units)
         chunks = dims.ceildiv(units, max(per_chunk, 1), nest.ranges)
         per_chunk = -(-units // chunks) if isinstance(units, int) and isinstance(chunks, int) and chunks else per_chunk
         self.room = per_chunk * self.unit
@@ -80,6 +79,10 @@ class ConvInPasses(BlockedConv):
                 self._borders(image, chunk, place.bundle, count)
         return self.draft
 
+    def _units_of_chunk(self, units: DimLike) -> int:
+        per_chunk = max(POSITIONS // max(self.unit, 1), 1)
+        return min(per_chunk, units) if isinstance(units, int) else per_chunk
+
     def _per_group(self, bundles: int, chunks: DimLike) -> int:
         """Bundles of a task: those whose sums fill a part of the L2 cache, fewer where there are few chunks."""
         fitting = self.target.l2_bytes // 4 // (self.room * self.tile.columns * self.dtype.bytes or 1)
@@ -90,11 +93,7 @@ class ConvInPasses(BlockedConv):
 
     def _accumulate(self, place: Place, count: DimLike, bundles: int, here: DimLike, tiles: DimLike) -> None:
         nest = self.nest
-        with (
-            nest.loop(count) as bundle,
-            nest.loop(self.room * self.tile.columns, LoopKind.VECTOR, self.tile.lanes) as flat,
-        ):
-            nest.store(place.buffer, bundle * (self.room * self.tile.columns) + flat, const(0, self.dtype))
+        self._clear(place, count)
         passes = -(-self.w.shape[1] // self.depth)
         self.draft.tags["passes"] = str(passes)
         with nest.loop(passes) as number:
@@ -103,6 +102,15 @@ class ConvInPasses(BlockedConv):
                 self.next = self._next_weights(bundle, count)
                 run = partial(self._pass, place, bundle, here, tiles)
                 self._by_blocks(place.bundle + bundle, bundles, run)
+
+    def _clear(self, place: Place, count: DimLike) -> None:
+        """What sums start from."""
+        nest = self.nest
+        with (
+            nest.loop(count) as bundle,
+            nest.loop(self.room * self.tile.columns, LoopKind.VECTOR, self.tile.lanes) as flat,
+        ):
+            nest.store(place.buffer, bundle * (self.room * self.tile.columns) + flat, const(0, self.dtype))
 
     def _pass(self, place: Place, bundle: DimLike, here: DimLike, tiles: DimLike, blocks: int) -> None:
         """One pass of one bundle over the chunk."""

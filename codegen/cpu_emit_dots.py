@@ -2,6 +2,7 @@
 
 dot2    vpmaddwd and an addition, which instruction selection makes one vpdpwssd where there is VNNI
 dot4    vpdpbusd (AVX-VNNI, AVX512-VNNI), usdot (i8mm)
+add2    vpaddw, or its like
 """
 
 from __future__ import annotations
@@ -43,6 +44,19 @@ def dot4(casts: Casts, dtype: DType, a: Value, b: Value, c: Value) -> Value:
         return _by_parts(casts, a, b, c, 8, signed=False)
 
     return ops.pieces(casts.fn, "i32", casts.lanes_of(I32), whole, a, b, c)
+
+
+def add2(casts: Casts, dtype: DType, a: Value, b: Value) -> Value:
+    """The sums of the halves of a and b."""
+    fn, lanes = casts.fn, ops.width(a, b)
+    if lanes:
+        left, right = (_parts(casts, value, lanes, 16) for value in (a, b))
+        total = ops.binary(fn, "add", "i16", left, right)
+        text = f"bitcast {vector('i16', 2 * lanes)} {total.name} to {vector('i32', lanes)}"
+        return Value(fn.pure(text, total.depth), total.depth, lanes)
+    low = ops.binary(fn, "and", "i32", ops.binary(fn, "add", "i32", a, b), Value("65535"))
+    tops = (ops.binary(fn, "and", "i32", value, Value("-65536")) for value in (a, b))
+    return ops.binary(fn, "or", "i32", ops.binary(fn, "add", "i32", *tops), low)
 
 
 def _parts(casts: Casts, value: Value, lanes: int, bits: int) -> Value:

@@ -27,7 +27,8 @@ from tcompile.ir.dtypes import DType
 from tcompile.ir.target import Target
 
 _NEAR = 4  # vectors that a load of scattered constants distances may span
-ZEROS = "@tc.zeros"  # sixteen zero bytes: what a masked-off lane reads
+ZEROS = "@tc.zeros"  # zero bytes: what a masked-off lane, or a vector of them, reads
+ZERO_BYTES = 128
 
 
 @dataclass
@@ -142,6 +143,8 @@ class Memory:
                 f"<{lanes} x i1> {self._mask(mask, lanes)}, {wide} zeroinitializer)"
             )
             return self._load(buffer, text, max(access.pointer.depth, mask.depth), lanes)
+        if access.numbers == tuple(range(lanes)) and not mask.lanes and lanes * buffer.dtype.bytes <= ZERO_BYTES:
+            return self._whole(buffer, ops.select(self.fn, mask, "ptr", access.pointer, self._zeros()), 0, lanes)
         return self._gather(buffer, access, mask, lanes)
 
     def _near(self, buffer: Buffer, access: Access, lanes: int) -> Value | None:

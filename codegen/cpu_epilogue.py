@@ -23,6 +23,7 @@ ANCHORS = frozenset({
     "conv_winograd_whole",    "depthwise_blocked",
 })  # fmt: skip
 UNROLLED_WORK = 8  # elementwise work per element that is worth a copy for every vector of a tile
+UNROLLED_REQUANTISING = 20  # the same of sums of integers, whose epilogues are short operations each
 _WRITTEN_OUT = 4  # vectors of a row
 _FUNCTIONS = frozenset({"exp", "tanh", "erf", "sigmoid", "log", "sin", "cos", "pow", "log1p", "expm1"})
 
@@ -54,7 +55,7 @@ class Epilogue:
     @property
     def small(self) -> bool:
         """Whether to repeat it for every vector of a register tile."""
-        return self.work <= UNROLLED_WORK
+        return self.work <= (UNROLLED_WORK if self.anchor.output.dtype.is_float else UNROLLED_REQUANTISING)
 
     def store(self, index: Shape, value: Expr) -> None:
         """Stores the results that come of one element of the contraction."""

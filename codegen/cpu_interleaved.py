@@ -76,12 +76,12 @@ class InterleavedGemm(PackedGemm):
     """dot_interleaved: a [..., K], b [panels, K/G, width, G]."""
 
     def _problem(self) -> Problem:
-        a, b = self.core.inputs
+        b = self.core.inputs[1]
         self.combine = words_dot(b.shape[-1])
-        return Problem(dims.product(a.shape[:-1]), self.core.attrs["columns"], b.shape[1], I32)
+        return Problem(dims.product(self.core.inputs[0].shape[:-1]), self.core.attrs["columns"], b.shape[1], I32)
 
     def _tile(self) -> Tile:
-        _, b = self.core.inputs
+        b = self.core.inputs[1]
         return packed_tile(self.target, self.problem, b.shape[2], dot_step(self.target, b.shape[-1]))
 
     def left(self, batch: DimLike, row: DimLike, term: DimLike) -> Expr:
@@ -94,19 +94,6 @@ class InterleavedGemm(PackedGemm):
     def item(self) -> DType:
         """A word."""
         return I32
-
-
-@template("conv_interleaved")
-@template("fused.conv")
-def interleaved_conv(node: Node, scope: Scope, target: Target) -> list[Built] | None:
-    """The kernel of an interleaved convolution, alone or with its epilogue; None for other convolutions."""
-    core = anchor(node)
-    if core is None or core.op != "conv_interleaved":
-        return None
-    draft = InterleavedConv(node, scope, target, "conv_int").write()
-    draft.flops *= core.inputs[1].shape[-1]
-    draft.tags["template"] = "interleaved conv"
-    return [Built(*draft.finish())]
 
 
 @template("dot_interleaved")

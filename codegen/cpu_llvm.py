@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from tcompile.codegen import cpu_emit_scratch
 from tcompile.codegen.cpu_emit_function import Function
-from tcompile.codegen.cpu_emit_memory import ZEROS, Buffer
+from tcompile.codegen.cpu_emit_memory import ZERO_BYTES, ZEROS, Buffer
 from tcompile.codegen.cpu_emit_statements import Statements
 from tcompile.codegen.cpu_emit_values import Value
 from tcompile.codegen.cpu_object import CodegenError, assembly, compile_module, features_text, optimised_text
@@ -52,7 +52,7 @@ def emit_module(kernels: Iterable[Kernel], target: Target, *, bounds: bool = Fal
         zeros |= uses_zeros
     head = [f'target triple = "{target.triple}"']
     if zeros:
-        head.append(f"{ZEROS} = private unnamed_addr constant [16 x i8] zeroinitializer, align 16")
+        head.append(f"{ZEROS} = private unnamed_addr constant [{ZERO_BYTES} x i8] zeroinitializer, align 16")
     return "\n".join((*head, *functions, _attributes(target), ""))
 
 

@@ -11,7 +11,7 @@ from functools import lru_cache
 from tcompile.errors import Error
 from tcompile.ir.target import Target
 
-VERSION = 1  # of the passes run here; part of every cache key
+VERSION = 2  # of the passes run here; part of every cache key
 
 
 class CodegenError(Error):
@@ -83,3 +83,5 @@ def initialise() -> None:
 
     binding.initialize_all_targets()
     binding.initialize_all_asmprinters()
+    # it adds products before it adds them to a sum, for which no register is left
+    binding.set_option("tcompile", "-x86-machine-combiner=false")

@@ -18,7 +18,7 @@ ALL = (
     cpu_depthwise.depthwise,
     cpu_winograd.winograd,
     cpu_winograd_whole.whole_winograd,
-    cpu_interleaved.interleaved_conv,
+    cpu_conv_kinds.interleaved_conv,
     cpu_interleaved.interleaved_gemm,
     cpu_trees.trees,
 )

@@ -137,6 +137,11 @@ def _dot(name: str) -> Emit:
     return emit
 
 
+def _halves(dtype: DType, uses: Uses, a: str, b: str) -> str:
+    uses("tc_add2")
+    return f"tc_add2({a}, {b})"
+
+
 def _isinf(dtype: DType, uses: Uses, a: str) -> str:
     return f"({_abs(dtype, uses, a)} == {literal(float('inf'), dtype)})"
 
@@ -163,6 +168,7 @@ OPS: dict[str, Emit] = {
     "fma": _function("fma"),
     "dot2": _dot("dot2"),
     "dot4": _dot("dot4"),
+    "add2": _halves,
     "and": _bitwise("&"),
     "or": _bitwise("|"),
     "xor": _bitwise("^"),

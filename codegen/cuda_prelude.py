@@ -82,6 +82,14 @@ DEVICE int tc_dot2(int a, int b, int c)
     return (int)((unsigned)c + (unsigned)low + (unsigned)high);
 }
 """,
+    "tc_add2": """
+// the sums of the 16-bit parts of a and b; each wraps
+DEVICE int tc_add2(int a, int b)
+{
+    const unsigned low = ((unsigned)a + (unsigned)b) & 0xffffu;
+    return (int)((((unsigned)a & 0xffff0000u) + ((unsigned)b & 0xffff0000u)) | low);
+}
+""",
     "tc_dot4": """
 // c and the products of the unsigned bytes of a and the signed ones of b; wraps
 DEVICE int tc_dot4(int a, int b, int c)

@@ -41,7 +41,7 @@ def lower_conv_blocked(node: Node, scope: Scope) -> list[Draft]:
 
 def lower_dot_interleaved(node: Node, scope: Scope) -> list[Draft]:
     """out[i, c] = sum over k, j of a[i, k * G + j] * b[c // W, k, c % W, j]"""
-    a, b = node.inputs
+    a, b = node.inputs[:2]
     width, parts = b.shape[2:]
 
     def term(draft: Draft, at: Shape, k: Shape) -> tuple[Expr, Expr]:
@@ -53,7 +53,7 @@ def lower_dot_interleaved(node: Node, scope: Scope) -> list[Draft]:
 
 def lower_conv_interleaved(node: Node, scope: Scope) -> list[Draft]:
     """out[n, o, i, lane] = sum over c, k, l, j of x[n, c of o's group, i * stride + k * dilation, l * G + j] * w[o, c, k, l, lane, j]"""
-    x, w = node.inputs
+    x, w = node.inputs[:2]
     per_group, parts = dims.floordiv(w.shape[0], node.attrs["groups"]), w.shape[-1]
 
     def term(draft: Draft, at: Shape, k: Shape) -> tuple[Expr, Expr]:

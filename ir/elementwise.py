@@ -10,7 +10,8 @@ each function. Integers wrap. No function traps:
     shl, shr by less than 0 or at least the width give 0; shr of a signed type is arithmetic
     min, max propagate NaN; round is half to even; sign(NaN) is NaN; and/or/xor/not are bitwise
     dot2, dot4 take i32 words apart (the lowest bits first) and add the products of their parts to the third operand:
-    two signed halves each; four bytes each, unsigned those of the first operand and signed those of the second
+    two signed halves each; four bytes each, unsigned those of the first operand and signed those of the second;
+    add2 adds the halves of i32 words apart, each wraps
 """
 
 from __future__ import annotations
@@ -107,6 +108,12 @@ def _dot(parts: tuple[type, type]) -> Meaning:
     return dot
 
 
+def _add_halves(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The sums of the halves of a and b, which wrap."""
+    left, right = (np.ascontiguousarray(x, np.int32)[..., None].view(np.int16) for x in np.broadcast_arrays(a, b))
+    return (left + right).view(np.int32)[..., 0]
+
+
 def _row(name: str, arity: int, kinds: str, meaning: Meaning, **more: object) -> Elementwise:
     return Elementwise(name, arity, kinds, meaning, **more)
 
@@ -172,6 +179,7 @@ _ROWS = (
     _row("where", 3, "fiub", np.where),
     _row("dot2", 3, "i", _dot((np.int16, np.int16)), only=I32),
     _row("dot4", 3, "i", _dot((np.uint8, np.int8)), only=I32),
+    _row("add2", 2, "i", _add_halves, only=I32),
 )
 TABLE = {row.name: row for row in _ROWS}
 

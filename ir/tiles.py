@@ -75,15 +75,18 @@ class Step:
     spare: int = 0
     operations: int = 1
     latency: float | None = None  # None: that of an FMA
+    words: int = 1  # of each row and column that it takes
+    slots: float = 1.0  # of an FMA, whose ports it occupies
 
 
 FMA = Step()
-HALVES = Step(spare=1, operations=2, latency=1.0)  # a multiplication of pairs into a register of its own, an addition
+HALVES = Step(spare=1, operations=2, latency=1.0, slots=1.2)  # a multiplication of pairs into a register of its own, an addition
+PAIRS = Step(spare=3, operations=4, latency=1.0, words=2, slots=2.0)  # of two words: two additions, a multiplication, an addition
 
 
 def fits(target: Target, rows: int, vectors: int, broadcasts: int = 1, step: Step = FMA) -> bool:
     """Whether accumulators, one row of weights and the broadcasts stay in registers."""
-    return rows * vectors + vectors + broadcasts + step.spare <= target.vector_registers
+    return rows * vectors + step.words * vectors + broadcasts + step.spare <= target.vector_registers
 
 
 def matrix_fits(target: Target, rows: int, vectors: int, step: Step = FMA) -> bool:
@@ -91,8 +94,10 @@ def matrix_fits(target: Target, rows: int, vectors: int, step: Step = FMA) -> bo
     return fits(target, rows, vectors, rows if target.early_loads else 1, step)
 
 
-def dot_step(target: Target, parts: int) -> Step:
-    """The step of words of ``parts`` parts."""
+def dot_step(target: Target, parts: int, *, paired: bool = False) -> Step:
+    """The step of words of ``parts`` parts; ``paired``: of two words at once, as sums are multiplied."""
+    if paired:
+        return PAIRS
     return HALVES if parts == 2 and target.dot_parts == 2 else FMA
 
 
@@ -152,9 +157,9 @@ def tile_cycles(target: Target, height: int, width: int, terms: int, step: Step 
 def step_cycles(target: Target, height: int, width: int, step: Step = FMA) -> float:
     """Cycles of one step of a tile: its FMAs, the latency where they are few, or its loads; and a little for the loop."""
     latency = target.fma_latency if step.latency is None else step.latency
-    loads = height + width
+    loads = (height + width) * step.words
     issued = (height * width * step.operations + loads) / target.issue_width
-    multiplies = math.ceil(height * width / target.fma_ports)
+    multiplies = math.ceil(height * width * step.slots / target.fma_ports)
     busy = max(multiplies, latency + 0.3, loads / (_LOAD_SHARE * target.load_ports), issued)
     return busy + 0.2
 

@@ -13,10 +13,11 @@ import numpy as np
 from tcompile.ir.dims import DimLike
 from tcompile.ir.dtypes import I8, I16, I32, U8, DType
 from tcompile.ir.graph import Node, Value
-from tcompile.ir.ops_interleaved import interleave
+from tcompile.ir.ops_interleaved import interleave, word_products
 from tcompile.ir.ops_layout import pack_panels
 from tcompile.ir.tiles import dot_step, panel_width
 from tcompile.passes.layout_forms import Forms, pack_array, padded_to
+from tcompile.passes.layout_ranges import code_range
 
 SMALL_BLOCK = 8  # channels, up to which an input that is not blocked yet is packed into a block of its own size
 
@@ -44,7 +45,21 @@ def conv_interleaved(node: Node, forms: Forms, weights: np.ndarray, groups: int,
     padded = spatial_border(forms, source, node)
     packed = interleaved_weights(weights.astype(np.int16 if parts == 2 else np.int8), block, forms.block, parts)
     common = {name: node.attrs[name] for name in ("strides", "dilation")}
-    return b.emit("conv_interleaved", padded, b.constant(packed), groups=groups, **common)
+    operands = [padded, b.constant(packed)]
+    if parts == 2 and groups == 1 and block // parts % 2 == 0 and sums_fit(x, weights, forms):
+        operands.append(b.constant(_conv_products(packed)))
+    return b.emit("conv_interleaved", *operands, groups=groups, **common)
+
+
+def _conv_products(packed: np.ndarray) -> np.ndarray:
+    """``word_products`` of the weights of every output channel: [O/B, B]."""
+    return word_products(packed).sum(axis=tuple(range(1, packed.ndim - 3)), dtype=np.int32)
+
+
+def sums_fit(x: Value, weights: np.ndarray, forms: Forms) -> bool:
+    """Whether an activation and a weight add up to an i16, whatever the activation is."""
+    low, high = code_range(x, forms)
+    return low + min(int(weights.min()), 0) >= -(2**15) and high + max(int(weights.max()), 0) < 2**15
 
 
 def _input_block(x: Value, forms: Forms, groups: int, parts: int) -> int:

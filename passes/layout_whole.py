@@ -17,9 +17,9 @@ from tcompile.ir.ops_interleaved import interleave
 from tcompile.ir.tiles import halves_cycles, whole_winograd_cycles
 from tcompile.ir.winograd import WHOLE
 from tcompile.passes.layout_forms import Forms, pack_array, padded_to
+from tcompile.passes.layout_ranges import code_range
 
 _MARGIN = 0.9  # of the direct estimate that the other must stay below
-_ANY_CODE = (-255, 255)
 
 
 def assign_whole_winograd(node: Node, weights: np.ndarray, forms: Forms) -> bool:
@@ -56,22 +56,6 @@ def _has_shape(node: Node, weights: np.ndarray) -> bool:
 def _read_as_floats(value: Value, forms: Forms) -> bool:
     users = forms.users.get(value, ())
     return bool(users) and value not in forms.returned and all(user.op == "convert" and user.output.dtype == F32 for user in users)
-
-
-def code_range(value: Value, forms: Forms) -> tuple[int, int]:
-    """The least and the greatest code of a tensor, as far as the clamp that made it says."""
-    node = forms.producers.get(value)
-    while node is not None and node.op in ("reduce_window", "reshape", "transpose") and node.attrs.get("fn", "max") == "max":
-        node = forms.producers.get(node.inputs[0])
-    bounds: dict[str, float] = {}
-    node = forms.producers.get(node.inputs[0]) if node is not None and node.op == "convert" else None
-    while node is not None and node.op == "map" and node.attrs["fn"] in ("min", "max") and node.attrs["fn"] not in bounds:
-        number = forms.scalar(node.inputs[1])
-        if number is None:
-            break
-        bounds[node.attrs["fn"]] = number
-        node = forms.producers.get(node.inputs[0])
-    return (int(bounds["max"]), int(bounds["min"])) if len(bounds) == 2 else _ANY_CODE
 
 
 def _fits(u: np.ndarray, codes: tuple[int, int]) -> bool:

@@ -9,7 +9,7 @@ from tcompile.ir import dims
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
 from tcompile.ir.dtypes import F32, I16, U8
-from tcompile.ir.ops_interleaved import interleave
+from tcompile.ir.ops_interleaved import interleave, word_products
 from tcompile.ir.program_text import program_kernels
 from tcompile.ir.target import named_target
 from tcompile.passes.fuse import Fuse
@@ -30,9 +30,12 @@ def weights(parts, *shape):
     return interleave(plain, plain.ndim - 2, parts)
 
 
-def conv(b, x, w, strides=None, dilation=None, groups=1):
+def conv(b, x, w, strides=None, dilation=None, groups=1, paired=False):
     rank = x.rank - 3
-    return b.emit("conv_interleaved", x, b.constant(w), strides=strides or (1,) * rank, dilation=dilation or (1,) * rank, groups=groups)
+    operands = [x, b.constant(w)]
+    if paired:
+        operands.append(b.constant(word_products(w).sum(axis=tuple(range(1, w.ndim - 3)), dtype=np.int32)))
+    return b.emit("conv_interleaved", *operands, strides=strides or (1,) * rank, dilation=dilation or (1,) * rank, groups=groups)
 
 
 def requantised(b, y):
@@ -56,13 +59,42 @@ def test_conv(parts, target, spatial, kernel, strides, groups, block):
     assert check_template(graph, {"x": codes(parts, *x.shape)}, target, rtol=0) == ["interleaved conv"]
 
 
+@pytest.mark.parametrize("target", [None, "x86-64-v3", "x86-64-v4", "aarch64-linux"])
+@pytest.mark.parametrize(
+    ("spatial", "kernel", "strides", "inputs", "outputs", "block"),
+    [
+        ((7, 9), (3, 3), (1, 1), 2, 3, 16),
+        ((15, 15), (3, 3), (2, 2), 9, 2, 16),
+        ((7, 7), (1, 1), (1, 1), 4, 5, 16),
+        ((7, 13), (1, 1), (1, 1), 40, 9, 16),
+        ((9, 11), (1, 1), (2, 2), 3, 2, 16),
+        ((5, 5), (1, 1), (1, 1), 1, 4, 4),
+        ((130,), (3,), (2,), 2, 1, 8),
+    ],
+)
+def test_multiplied_sums(target, spatial, kernel, strides, inputs, outputs, block):
+    """Winograd's inner product: tiles, rests, passes over many inputs, copied inputs, taps."""
+    b = Builder()
+    x = b.input("x", I16, (2, inputs, *spatial, block))
+    y = conv(b, x, weights(2, outputs, inputs, *kernel, block, 16), strides, paired=True)
+    graph = b.graph([requantised(b, y)], ["y"])
+    assert check_template(graph, {"x": codes(2, *x.shape)}, target, rtol=0) == ["interleaved conv"]
+
+
+def test_sums_of_the_largest_codes():
+    b = Builder()
+    x = b.input("x", I16, (1, 3, 2, 3, 16))
+    w = interleave(np.full((1, 3, 1, 1, 16, 16), -255, np.int16), 4, 2)
+    check_template(b.graph([conv(b, x, w, paired=True)], ["y"]), {"x": np.full(x.shape, -255, np.int16)}, rtol=0)
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 @pytest.mark.parametrize("n", [0, 1, 5])
 def test_symbolic_batch_and_width(parts, n):
     b = Builder()
     b.symbols.update(n=Range(0, None), w=Range(2, None))
     x = b.input("x", DTYPES[parts][0], (dims.symbol("n"), 1, 4, dims.symbol("w"), 16))
-    y = conv(b, x, weights(parts, 2, 1, 3, 3, 16, 16))
+    y = conv(b, x, weights(parts, 2, 1, 3, 3, 16, 16), paired=parts == 2)
     check_template(b.graph([y], ["y"]), {"x": codes(parts, n, 1, 4, 2 + 3 * n, 16)}, rtol=0)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from tcompile.ir import dims, dtypes
 from tcompile.ir.dtypes import ALL, DType
+from tcompile.ir.ops_interleaved import word_products
 from tcompile.ir.winograd import forms_of
 from tests.problems.problem import Case, problem
 from tests.problems.values import bits, codes
@@ -109,6 +112,17 @@ def conv_interleaved(case: Case, dtype: DType, parts: int, rank: int) -> None:
     x = case.operand(left, (case.extent(among=(0, 1, 2)), groups * inputs, *space, words * parts))
     w = case.operand(right, (groups * case.choice((1, 2)), inputs, *kernel, words, block, parts), constant=0.5)
     case.emit("conv_interleaved", x, w, **attrs, groups=groups)
+
+
+@problem("conv_interleaved", [dtypes.I32], parts=["multiplied sums"], rank=[1, 2])
+def conv_interleaved_by_sums(case: Case, dtype: DType, parts: str, rank: int) -> None:
+    """Codes whose sums with weights fit i16, and the products of the weights among themselves."""
+    kernel, space, attrs = _geometry(case, rank)
+    words, inputs, outputs = case.choice((2, 8)), case.choice((1, 3)), case.choice((1, 2))
+    x = case.operand(dtypes.I16, (case.extent(among=(0, 1, 2)), inputs, *space, words * 2), codes)
+    w = case.rng.integers(-255, 256, (outputs, inputs, *kernel, words, 16, 2)).astype(np.int16)
+    products = word_products(w).sum(axis=tuple(range(1, w.ndim - 3)), dtype=np.int32)
+    case.emit("conv_interleaved", x, case.builder.constant(w), case.builder.constant(products), **attrs, groups=1)
 
 
 @problem("conv_winograd_whole", [dtypes.F32])
