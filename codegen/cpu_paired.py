@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
+from tcompile.codegen.access import ravel
 from tcompile.codegen.cpu_conv_passes import ConvInPasses, Place
 from tcompile.codegen.cpu_interleaved import InterleavedConv
 from tcompile.codegen.cpu_split import split_task
@@ -29,6 +30,7 @@ Initial = Callable[[int, int, DimLike], Expr]
 _FEWEST_BUNDLES = 4  # of a task: each finds the products of its inputs again
 _MIN_TASKS = 8
 _GAP = 16  # words
+_LINE_WORDS = 16
 
 
 def paired_kernel(
@@ -192,6 +194,8 @@ class PairedConv(InterleavedConv, ConvInPasses):
         per_block = self.block // self.tile.lanes
         tile = Tile(height, blocks * per_block, self.tile.lanes)
 
+        self._next = self._prefetched(block + blocks, height)
+
         def less(column: int, vector: int, lane: DimLike) -> Expr:
             return self._less(self._at + column, block * self.block + vector * tile.lanes + lane)
 
@@ -216,5 +220,15 @@ class PairedConv(InterleavedConv, ConvInPasses):
     @contextmanager
     def _terms(self) -> Iterator[tuple[Shape, Shape]]:
         nest = self.nest
-        with self._blocks_of_terms() as block, nest.loops(self.kernel) as kernel, nest.loop(self._pairs(), LoopKind.UNROLLED) as pair:
-            yield (block, *kernel, 2 * pair), (block, *kernel, 2 * pair + 1)
+        with self._blocks_of_terms() as block, nest.loops(self.kernel) as kernel:
+            step = ravel((block - self.start, *kernel), self.w.shape[1:-3])
+            nest.prefetch(self.draft.words(self.w), self._next + step * _LINE_WORDS)
+            with nest.loop(self._pairs(), LoopKind.UNROLLED) as pair:
+                yield (block, *kernel, 2 * pair), (block, *kernel, 2 * pair + 1)
+
+    def _prefetched(self, block: DimLike, height: int) -> DimLike:
+        """Where the share of a tile begins of the weights that the next bundle needs: they come from memory meanwhile."""
+        shape = self.w.shape[:-1]
+        steps = dims.product((min(self.depth, shape[1]), *self.kernel))
+        first = ravel((block, self.start, *(0 for _ in shape[2:])), shape)
+        return first + dims.floordiv(self._at, height, self.nest.ranges) * (steps * _LINE_WORDS)

@@ -37,7 +37,7 @@ class WholeWinograd(WinogradConv):
         core = anchor(node)
         assert core is not None, node.op
         self.words = core.inputs[1].shape[3]  # of a block
-        super().__init__(node, scope, target, form=WHOLE, terms=self.words, step=dot_step(target, 2))
+        super().__init__(node, scope, target, form=WHOLE[core.inputs[1].shape[0]], terms=self.words, step=dot_step(target, 2))
 
     def planes(self) -> tuple[Planes, Planes]:
         """V in words, M in f32."""

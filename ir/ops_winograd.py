@@ -91,7 +91,8 @@ register(
 
 def _infer_whole(types: Types, attrs: Attrs, regions: object) -> Types:
     x, u = types
-    need(x.rank == 5 and u.rank == 6 and u.shape[0] == WHOLE.values, f"x [N, I/B, H, W, B], u [{WHOLE.values}, O/B, I/B, B/2, B, 2]", u)
+    values = " or ".join(map(str, WHOLE))
+    need(x.rank == 5 and u.rank == 6 and u.shape[0] in WHOLE, f"x [N, I/B, H, W, B], u [{values}, O/B, I/B, B/2, B, 2]", u)
     need(x.dtype == u.dtype == dtypes.I16, "i16 factors", f"{x.dtype}, {u.dtype}")
     need_length("size", attrs["size"], 2)
     need_length("low", attrs["low"], 2)
@@ -103,17 +104,18 @@ def _infer_whole(types: Types, attrs: Attrs, regions: object) -> Types:
 def _evaluate_whole(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
     x, u = arrays
     joined = np.moveaxis(u, -1, 4).reshape(*u.shape[:3], 2 * u.shape[3], u.shape[4]).astype(np.float64)  # [36, O/B, I/B, B, B]
-    size = concrete(attrs["size"], env)
-    tiles = [-(-extent // WHOLE.outputs) for extent in size]
-    windows = _windows(x.astype(np.float64), WHOLE, [-low for low in attrs["low"]], (1, 1), tiles)
-    return (convert(_convolved(windows, joined, WHOLE)[:, :, : size[0], : size[1]], dtypes.F32),)
+    size, form = concrete(attrs["size"], env), WHOLE[u.shape[0]]
+    tiles = [-(-extent // form.outputs) for extent in size]
+    windows = _windows(x.astype(np.float64), form, [-low for low in attrs["low"]], (1, 1), tiles)
+    return (convert(_convolved(windows, joined, form)[:, :, : size[0], : size[1]], dtypes.F32),)
 
 
 register(
     OpSpec(
         "conv_winograd_whole",
-        "conv_winograd_whole(x, u) {size, low}: a 3x3 convolution of i16 x [N, I/B, H, W, B] by F(4x4, 3x3) with integer points, whose "
-        "transformed inputs must fit i16 and sums i32; u [36, O/B, I/B, B/2, B, 2] holds two channels a word. The result is f32.",
+        "conv_winograd_whole(x, u) {size, low}: a 3x3 convolution of i16 x [N, I/B, H, W, B] by F(4x4, 3x3) or F(2x2, 3x3) with "
+        "integer points, whose transformed inputs must fit i16 and sums i32; u [36 or 16, O/B, I/B, B/2, B, 2] holds two channels "
+        "a word. The result is f32.",
         operands=(2, 2),
         attrs={"size": "dims", "low": "ints"},
         infer=_infer_whole,

@@ -281,7 +281,7 @@ def whole_winograd_cycles(target: Target, form: Winograd, tiles: int, inputs: in
     """``winograd_cycles`` of words of two channels: a word takes two operations to multiply and add, and one vector for 16 channels."""
     rate = target.fma_ports * target.float_lanes
     products = tiles * form.values * inputs * outputs / rate / _HALVES_GAIN
-    transforms = tiles * (inputs / 2 + outputs) / target.float_lanes * _TRANSFORM_CYCLES / 2
+    transforms = tiles * (inputs / 2 + outputs) / target.float_lanes * _TRANSFORM_CYCLES / 2 * form.values / 36
     return max(products + transforms, form.values * 2 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)
 
 

@@ -20,7 +20,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
-_WHOLE = {6: (Fraction(1), Fraction(2))}
+_WHOLE = {4: (Fraction(1),), 6: (Fraction(1), Fraction(2))}
 _PAIRS = {
     4: (Fraction(1),),
     6: (Fraction(3, 4), Fraction(3, 2)),
@@ -134,7 +134,8 @@ class Winograd:
 BY_KERNEL = {3: (Winograd(4, 3), Winograd(2, 3)), 5: (Winograd(4, 5),), 7: (Winograd(5, 4, pieces=2),)}
 LINES = {5: (Winograd(6, 5),)}  # along a single axis besides
 
-WHOLE = Winograd(4, 3, whole=True)  # of 3x3 kernels on codes: values of 16 bits, sums of 32
+# of 3x3 kernels on codes, by the number of values: of 16 bits, sums of 32
+WHOLE = {form.values: form for form in (Winograd(4, 3, whole=True), Winograd(2, 3, whole=True))}
 
 
 @cache

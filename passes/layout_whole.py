@@ -1,4 +1,4 @@
-"""3x3 convolutions of codes by Winograd's F(4x4, 3x3) with integer points, where its integers fit and it is faster.
+"""3x3 convolutions of codes by Winograd's F(4x4, 3x3) or F(2x2, 3x3) with integer points, where its integers fit and it is faster.
 
     %n = conv(%q, codes) {dtype = i32}; %f = convert(%n, f32)  -->  %f = conv_winograd_whole(pack(%q), u)
 
@@ -15,7 +15,7 @@ from tcompile.ir.dtypes import F32, I16
 from tcompile.ir.graph import Node, Value
 from tcompile.ir.ops_interleaved import interleave
 from tcompile.ir.tiles import halves_cycles, whole_winograd_cycles
-from tcompile.ir.winograd import WHOLE
+from tcompile.ir.winograd import WHOLE, Winograd
 from tcompile.passes.layout_forms import Forms, pack_array, padded_to
 from tcompile.passes.layout_ranges import code_range
 
@@ -29,14 +29,14 @@ def assign_whole_winograd(node: Node, weights: np.ndarray, forms: Forms) -> bool
         return False
     block = forms.block
     outputs, inputs = (-(-channels // block) * block for channels in weights.shape[:2])
-    tiles = ceildiv(size[0], WHOLE.outputs) * ceildiv(size[1], WHOLE.outputs)
     direct = halves_cycles(forms.target, size[0] * size[1], 9, inputs, outputs)
-    if whole_winograd_cycles(forms.target, WHOLE, tiles, inputs, outputs) > _MARGIN * direct:
+    form, cycles = min(((form, _cycles(form, forms, size, inputs, outputs)) for form in WHOLE.values()), key=lambda choice: choice[1])
+    if cycles > _MARGIN * direct:
         return False
-    u = WHOLE.transform_weights(weights.astype(np.float64))[:, :, 0]  # [36, O, I], whole numbers
-    if not _fits(u, code_range(x, forms)):
+    u = form.transform_weights(weights.astype(np.float64))[:, :, 0]  # [values, O, I], whole numbers
+    if not _fits(form, u, code_range(x, forms)):
         return False
-    packed = pack_array(pack_array(padded_to(u, 1, outputs), 2, block), 1, block)  # [36, O/B, I/B, B of I, B of O]
+    packed = pack_array(pack_array(padded_to(u, 1, outputs), 2, block), 1, block)  # [values, O/B, I/B, B of I, B of O]
     attrs = {"size": tuple(size), "low": tuple(node.attrs["low"])}
     u = forms.b.constant(interleave(packed, 3, 2).astype(np.int16))
     result = forms.b.emit("conv_winograd_whole", forms.b.convert(forms.finite(x), I16), u, **attrs)
@@ -44,6 +44,11 @@ def assign_whole_winograd(node: Node, weights: np.ndarray, forms: Forms) -> bool
         forms.set_blocked(user.output, result, 0.0)
     forms.done.update(forms.users[node.output])
     return True
+
+
+def _cycles(form: Winograd, forms: Forms, size: tuple[int, ...], inputs: int, outputs: int) -> float:
+    tiles = ceildiv(size[0], form.outputs) * ceildiv(size[1], form.outputs)
+    return whole_winograd_cycles(forms.target, form, tiles, inputs, outputs)
 
 
 def _has_shape(node: Node, weights: np.ndarray) -> bool:
@@ -58,10 +63,10 @@ def _read_as_floats(value: Value, forms: Forms) -> bool:
     return bool(users) and value not in forms.returned and all(user.op == "convert" and user.output.dtype == F32 for user in users)
 
 
-def _fits(u: np.ndarray, codes: tuple[int, int]) -> bool:
+def _fits(form: Winograd, u: np.ndarray, codes: tuple[int, int]) -> bool:
     """Whether transformed codes fit i16, transformed weights too, and the sums of their products i32."""
     low, high = min(codes[0], 0), max(codes[1], 0)  # the border is zeros
-    matrix = WHOLE.input_matrix
+    matrix = form.input_matrix
     up, down = np.maximum(matrix, 0).sum(axis=1), np.maximum(-matrix, 0).sum(axis=1)
     positive, negative = np.outer(up, up) + np.outer(down, down), np.outer(up, down) + np.outer(down, up)
     most = np.maximum(positive * high - negative * low, negative * high - positive * low).reshape(-1)  # of |V| by value

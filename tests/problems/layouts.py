@@ -132,5 +132,5 @@ def conv_winograd_whole(case: Case, dtype: DType) -> None:
     size = tuple(max(extent + case.integer(-3, 3), 1) for extent in space)
     blocks, outputs = case.choice((1, 2)), case.choice((1, 2, 4))
     x = case.operand(dtypes.I16, (case.extent(among=(0, 1, 2)), blocks, *space, block), codes)
-    u = case.operand(dtypes.I16, (36, outputs, blocks, block // 2, block, 2), codes, constant=0.5)
+    u = case.operand(dtypes.I16, (case.choice((16, 36)), outputs, blocks, block // 2, block, 2), codes, constant=0.5)
     case.emit("conv_winograd_whole", x, u, size=size, low=low)
