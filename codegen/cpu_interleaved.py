@@ -26,15 +26,20 @@ from tcompile.ir.target import Target
 from tcompile.ir.tiles import Tile, dot_step
 
 WORDS_AHEAD = 256  # of the weights, that are asked for before they are multiplied
-UNROLL = 2  # words of one turn: more, and LLVM gathers the products of all of them before it adds any
+UNROLL = 4  # words of one turn
 
 
 @contextmanager
 def unrolled(nest: Nest, extent: DimLike) -> Iterator[DimLike]:
     """A loop over the words of a block: a few at a time, since the loop's own operations have no free slot."""
-    most = next((k for k in range(min(extent, UNROLL), 0, -1) if extent % k == 0), 1) if isinstance(extent, int) else 1
+    most = turn_words(extent)
     with nest.loop(dims.floordiv(extent, most)) as step, nest.loop(most, LoopKind.UNROLLED) as word:
         yield step * most + word
+
+
+def turn_words(extent: DimLike) -> int:
+    """How many words of a block one turn of the loop takes."""
+    return next((k for k in range(min(extent, UNROLL), 0, -1) if extent % k == 0), 1) if isinstance(extent, int) else 1
 
 
 class InterleavedConv(BlockedConv):
