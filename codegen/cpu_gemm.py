@@ -263,7 +263,7 @@ class PackedGemm(Gemm):
         """Each tile of rows asks for its share of the next panel: it comes from memory while this one is multiplied."""
         ahead = self._ahead()
         if ahead is None:
-            with self.nest.loop(self.problem.terms) as term:
+            with self.some_terms(self.problem.terms) as term:
                 yield term
             return
         b = self.core.inputs[1]
@@ -272,8 +272,12 @@ class PackedGemm(Gemm):
         with self.nest.loop(steps) as step:
             for k in range(ahead.lines):
                 self.nest.prefetch(buffer, (panel + 1) * size + ((tile * steps + step) * ahead.lines + k) * line)
-            with self.nest.loop(ahead.terms) as term:
+            with self.some_terms(ahead.terms) as term:
                 yield step * ahead.terms + term
+
+    def some_terms(self, extent: DimLike) -> AbstractContextManager[DimLike]:
+        """A loop over neighbouring terms."""
+        return self.nest.loop(extent)
 
     def _ahead(self) -> Ahead | None:
         b = self.core.inputs[1]

@@ -7,7 +7,7 @@ part and adds all products to an i32.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from tcompile.codegen.access import ravel
 from tcompile.codegen.cpu_conv import BlockedConv
@@ -32,14 +32,9 @@ UNROLL = 4  # words of one turn
 @contextmanager
 def unrolled(nest: Nest, extent: DimLike) -> Iterator[DimLike]:
     """A loop over the words of a block: a few at a time, since the loop's own operations have no free slot."""
-    most = turn_words(extent)
+    most = next((k for k in range(min(extent, UNROLL), 0, -1) if extent % k == 0), 1) if isinstance(extent, int) else 1
     with nest.loop(dims.floordiv(extent, most)) as step, nest.loop(most, LoopKind.UNROLLED) as word:
         yield step * most + word
-
-
-def turn_words(extent: DimLike) -> int:
-    """How many words of a block one turn of the loop takes."""
-    return next((k for k in range(min(extent, UNROLL), 0, -1) if extent % k == 0), 1) if isinstance(extent, int) else 1
 
 
 class InterleavedConv(BlockedConv):
@@ -81,12 +76,12 @@ class InterleavedGemm(PackedGemm):
     """dot_interleaved: a [..., K], b [panels, K/G, width, G]."""
 
     def _problem(self) -> Problem:
-        b = self.core.inputs[1]
+        a, b = self.core.inputs
         self.combine = words_dot(b.shape[-1])
-        return Problem(dims.product(self.core.inputs[0].shape[:-1]), self.core.attrs["columns"], b.shape[1], I32)
+        return Problem(dims.product(a.shape[:-1]), self.core.attrs["columns"], b.shape[1], I32)
 
     def _tile(self) -> Tile:
-        b = self.core.inputs[1]
+        _, b = self.core.inputs
         return packed_tile(self.target, self.problem, b.shape[2], dot_step(self.target, b.shape[-1]))
 
     def left(self, batch: DimLike, row: DimLike, term: DimLike) -> Expr:
@@ -94,6 +89,10 @@ class InterleavedGemm(PackedGemm):
 
     def weights(self) -> str:
         return self.draft.words(self.core.inputs[1])
+
+    def some_terms(self, extent: DimLike) -> AbstractContextManager[DimLike]:
+        """A few words of a loop at a time."""
+        return unrolled(self.nest, extent)
 
     @property
     def item(self) -> DType:

@@ -41,7 +41,7 @@ def lower_conv_blocked(node: Node, scope: Scope) -> list[Draft]:
 
 def lower_dot_interleaved(node: Node, scope: Scope) -> list[Draft]:
     """out[i, c] = sum over k, j of a[i, k * G + j] * b[c // W, k, c % W, j]"""
-    a, b = node.inputs[:2]
+    a, b = node.inputs
     width, parts = b.shape[2:]
 
     def term(draft: Draft, at: Shape, k: Shape) -> tuple[Expr, Expr]:

@@ -3,7 +3,7 @@
 The weights of G neighbouring terms (channels, or rows of a matrix) lie side by side in one 32-bit word: two halves, or
 four bytes. So do the activations, which are blocked by a multiple of G channels, or whose rows are a multiple of G long.
 
-A third operand tells that sums of an activation and a weight fit i16, so that a kernel may multiply sums (Winograd, "A New
+A third operand of a convolution tells that sums of an activation and a weight fit i16, so that a kernel may multiply sums (Winograd, "A New
 Algorithm for Inner Product", 1968): half as many products, of which those of a column's weights among themselves are known.
 
     sum of (x[a] + w[b]) * (x[b] + w[a])  ==  sum of x[a] * w[a] + x[b] * w[b]  +  sum of x[a] * x[b]  +  sum of w[a] * w[b]
@@ -29,7 +29,7 @@ def _need_words(x: DType, w: DType, parts: object) -> None:
 
 
 def _need_products(products: list[TensorType], w: TensorType, words: object, shape: tuple) -> None:
-    """``words`` of a block are an even number, of halves, and the products as many as the columns."""
+    """``words`` of a block are an even number, of halves, and the products as many as the output channels."""
     if not products:
         return
     need(w.shape[-1] == 2 and isinstance(words, int) and words % 2 == 0, "an even number of words of halves", w)
@@ -55,28 +55,26 @@ def _joined(w: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _infer_dot(types: Types, attrs: Attrs, regions: object) -> Types:
-    a, b, *products = types
+    a, b = types
     need(a.rank >= 1 and b.rank == 4, "a [..., K] and b [panels, K/G, width, G]", f"{a}, {b}")
     _need_words(a.dtype, b.dtype, b.shape[3])
     if differ(a.shape[-1], b.shape[1] * b.shape[3]):
         raise RuleError(f"{b.shape[1] * b.shape[3]} terms", a)
     if differ(b.shape[0], dims.ceildiv(attrs["columns"], b.shape[2])):
         raise RuleError(f"panels of {attrs['columns']} columns", b)
-    _need_products(products, b, b.shape[1], (b.shape[0], b.shape[2]))
     return (TensorType(dtypes.I32, (*a.shape[:-1], attrs["columns"])),)
 
 
 def _evaluate_dot(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
-    a, b = arrays[:2]
+    a, b = arrays
     return REGISTRY["dot_packed"].evaluate((a, _joined(b, 1)), {**attrs, "dtype": dtypes.I32}, (), env)
 
 
 register(
     OpSpec(
         "dot_interleaved",
-        "dot_interleaved(a, b[, products]) {columns}: a [..., K] times a matrix [K, columns] stored as panels "
-        "[ceil(columns / W), K/G, W, G], in i32; products [panels, W] where sums of halves fit i16.",
-        operands=(2, 3),
+        "dot_interleaved(a, b) {columns}: a [..., K] times a matrix [K, columns] stored as panels [ceil(columns / W), K/G, W, G], in i32.",
+        operands=(2, 2),
         attrs={"columns": "int"},
         infer=_infer_dot,
         evaluate=_evaluate_dot,
