@@ -19,6 +19,7 @@ from tcompile.ir.tiles import dot_step, panel_width
 from tcompile.passes.layout_forms import Forms, pack_array, padded_to
 from tcompile.passes.layout_ranges import code_range
 
+FEWEST_OUTPUTS = 64  # channels, from which the products of inputs among themselves cost less than multiplying sums saves
 SMALL_BLOCK = 8  # channels, up to which an input that is not blocked yet is packed into a block of its own size
 
 
@@ -46,7 +47,8 @@ def conv_interleaved(node: Node, forms: Forms, weights: np.ndarray, groups: int,
     packed = interleaved_weights(weights.astype(np.int16 if parts == 2 else np.int8), block, forms.block, parts)
     common = {name: node.attrs[name] for name in ("strides", "dilation")}
     operands = [padded, b.constant(packed)]
-    if parts == 2 and groups == 1 and block // parts % 2 == 0 and sums_fit(x, weights, forms):
+    many = weights.shape[0] >= FEWEST_OUTPUTS and groups == 1 and block // parts % 2 == 0
+    if parts == 2 and many and sums_fit(x, weights, forms):
         operands.append(b.constant(_conv_products(packed)))
     return b.emit("conv_interleaved", *operands, groups=groups, **common)
 
