@@ -109,11 +109,15 @@ class PairedConv(InterleavedConv, ConvInPasses):
         self.packed = self.nest.alloc(I32, (self.room * self._pitch(),)) if self._packs() else None
         self._own_products(place, here)
         if self.depth >= self.w.shape[1]:
-            self.start = 0
+            self.start, self.next = 0, None
             with self.nest.loop(count) as bundle:
                 self._by_blocks(place.bundle + bundle, bundles, partial(self._pass, place, bundle, here, tiles))
             return
         super()._accumulate(place, count, bundles, here, tiles)
+
+    def _next_weights(self, bundle: DimLike, count: DimLike) -> None:
+        """Asked for by ``_terms`` here."""
+        return
 
     def _clear(self, place: Place, count: DimLike) -> None:
         """Each sum starts from what the products of its inputs and of its weights among themselves are, negated."""

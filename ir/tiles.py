@@ -159,7 +159,7 @@ def step_cycles(target: Target, height: int, width: int, step: Step = FMA) -> fl
     latency = target.fma_latency if step.latency is None else step.latency
     loads = (height + width) * step.words
     issued = (height * width * step.operations + loads) / target.issue_width
-    multiplies = math.ceil(height * width * step.slots / target.fma_ports)
+    multiplies = math.ceil(height * width / target.fma_ports) * step.slots
     busy = max(multiplies, latency + 0.3, loads / (_LOAD_SHARE * target.load_ports), issued)
     return busy + 0.2
 
