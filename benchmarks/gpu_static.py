@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 from tcompile.benchmarks.gpu_cases import fixed_shapes
 from tcompile.benchmarks.gpu_report import kernel_rows, show_rows, totals
 from tcompile.benchmarks.model_set import Model
+from tcompile.ir import dims
 from tcompile.ir.graph import Graph
+from tcompile.ir.program import Program
 from tcompile.pipeline import Options, chosen_target, compile_model, optimise
 
 if TYPE_CHECKING:  # not on every machine that times kernels
@@ -29,6 +31,20 @@ def compiled_graph(graph: Graph, device: Any, *, optimised: bool = True, precisi
     return stream.getvalue()
 
 
+def symbol_values(program: Program, model: Model) -> dict[str, int]:
+    """The symbols of a program's inputs at the shapes that the model set feeds them."""
+    found: dict[str, int] = {}
+    for buffer in program.inputs:
+        draw = model.inputs.draws.get(buffer.name)
+        shape = draw.shape if draw is not None and draw.shape is not None else ()
+        for extent, value in zip(buffer.shape, shape, strict=False):
+            if not isinstance(extent, int) and len(dims.symbols(extent)) == 1 and extent == dims.symbol(*dims.symbols(extent)):
+                found[str(extent)] = value
+    for name in program.entry_symbols:
+        found.setdefault(name, model.inputs.sizes.get(name, 2))
+    return found
+
+
 def static_report(models: list[Model], target: str, console: Console) -> dict[str, Any]:
     """Compiles every model and prints its kernels: what the CUDA compiler says, and the static model by the data sheet."""
     found: dict[str, Any] = {"target": target, "models": {}, "refused": {}, "spilling": [], "wasteful": []}
@@ -39,7 +55,7 @@ def static_report(models: list[Model], target: str, console: Console) -> dict[st
             found["refused"][model.name] = f"{type(error).__name__}: {error}"
             console.print(f"{model.name}: {type(error).__name__}: {str(error)[:300]}", markup=False)
             continue
-        rows = kernel_rows(compiled.program, compiled.build, compiled.target, {})
+        rows = kernel_rows(compiled.program, compiled.build, compiled.target, symbol_values(compiled.program, model))
         summary = totals(rows)
         found["models"][model.name] = {"totals": summary, "kernels": rows}
         for what in ("spilling", "wasteful"):
