@@ -118,6 +118,13 @@ class DirectConv:
         tile = choose("convolution tile", options)
         return tile, tile.vectors // per_block
 
+    def _read_share(self, wide: int) -> float:
+        """The share of the input blocks that bundles of ``wide`` output blocks read."""
+        return 1.0
+
+    def _at_bundle(self, bundle: DimLike) -> None:
+        """Told of the bundle of each task."""
+
     def _section_blocks(self) -> int:
         return self.blocks // self.sections
 
@@ -148,6 +155,7 @@ class DirectConv:
             else:
                 image, chunk, bundle = split_task(self.nest, task, (self.images, chunks, bundles))
             first, here = even_share(self.nest, chunk, chunks, units, per_chunk)
+            self._at_bundle(bundle)
             run = partial(self._run, image, bundle, first, here, tiles, chunks, chunk)
             self._by_blocks(bundle, bundles, run)
             if self.epilogue.pad is not None:
@@ -314,6 +322,7 @@ class DirectConv:
 class BlockedConv(DirectConv):
     """conv_blocked: x [N, I/B, spatial, B], w [O/B, I/g/B, kernel, Bi, Bo]."""
 
+    reads: Sequence[tuple[int, int]] = ()  # by output block: the start and size of the input blocks that it reads, where not all
     windows: Sequence[list[tuple[int, int]]] = ()  # by section and axis: the start and size of what is read of the kernel
 
     def _geometry(self) -> None:
@@ -323,12 +332,35 @@ class BlockedConv(DirectConv):
         pairs = list(zip(windows[::2], windows[1::2], strict=True))
         self.windows = [pairs[k : k + axes] for k in range(0, len(pairs), axes)]
         self.sections = len(self.windows) or self.groups
+        reads = self.core.attrs.get("reads", ())
+        self.reads = list(zip(reads[::2], reads[1::2], strict=True))
+        self.read: tuple[DimLike, DimLike] = (0, self.w.shape[1])
         self.window: list[tuple[DimLike, DimLike]] = [(0, extent) for extent in self.kernel]
 
     def useful(self) -> float:
         """The share of the kernel's positions that sums read."""
+        if self.reads:
+            return sum(size for _, size in self.reads) / (len(self.reads) * self.w.shape[1])
         read = sum(dims.product(size for _, size in window) for window in self.windows)
         return read / (dims.product(self.kernel) * len(self.windows)) if self.windows else 1.0
+
+    def _bundles_read(self, wide: int) -> list[tuple[int, int]]:
+        """The start and size of the input blocks that each bundle of ``wide`` output blocks reads."""
+        parts = [self.reads[k : k + wide] for k in range(0, len(self.reads), wide)]
+        bounds = [(min(start for start, _ in part), max(start + size for start, size in part)) for part in parts]
+        return [(start, end - start) for start, end in bounds]
+
+    def _read_share(self, wide: int) -> float:
+        if not self.reads:
+            return 1.0
+        bundles = self._bundles_read(wide)
+        return sum(size for _, size in bundles) / (len(bundles) * self.w.shape[1])
+
+    def _at_bundle(self, bundle: DimLike) -> None:
+        """Sets the input blocks to read."""
+        if self.reads:
+            starts, sizes = zip(*self._bundles_read(self.wide), strict=True)
+            self.read = self._among(list(starts), bundle), self._among(list(sizes), bundle)
 
     def _enter(self, block: DimLike) -> None:
         """Sets the window of the section that a block is in."""
@@ -368,8 +400,9 @@ class BlockedConv(DirectConv):
 
     @contextmanager
     def _blocks_of_terms(self) -> Iterator[DimLike]:
-        with self.nest.loop(self.taps[0]) as block:
-            yield block
+        start, size = self.read if self.reads else (0, self.taps[0])
+        with self.nest.loop(size) as block:
+            yield start + block
 
     def _next_weights(self) -> list[DimLike]:
         """Where in an input block's weights for the next bundle the lines lie that this tile asks for: they come from far meanwhile.

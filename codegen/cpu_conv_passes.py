@@ -48,6 +48,8 @@ class ConvInPasses(BlockedConv):
 
     def applies(self) -> bool:
         """Whether one pass over all input blocks would be too long."""
+        if self.reads:
+            return False
         self.depth = conv_pass(
             self.target, self.w.shape[1], round(dims.product(self.kernel) * self.useful()) * self.block, self.tile.columns
         )

@@ -154,6 +154,7 @@ def _infer_conv_blocked(types: Types, attrs: Attrs, regions: object) -> Types:
         raise RuleError(f"{groups} groups of {w.shape[1]} input blocks of {w.shape[-2]}", x)
     need(w.shape[0] % groups == 0, f"output blocks in {groups} groups", w)
     _need_windows(attrs.get("windows", ()), w.shape[0], w.shape[2:-2], groups)
+    _need_reads(attrs.get("reads", ()), w.shape[0], w.shape[1])
     spatial = output_extents(x.shape[2:-1], w.shape[2:-2], attrs)
     return (TensorType(attrs["dtype"], (x.shape[0], w.shape[0], *spatial, w.shape[-1])),)
 
@@ -165,6 +166,13 @@ def _need_windows(windows: tuple[int, ...], blocks: int, kernel: tuple[int, ...]
     extents = kernel * sections
     inside = all(min(start, size) >= 0 and start + size <= n for start, size, n in zip(windows[::2], windows[1::2], extents, strict=True))
     need(inside, "windows inside the kernel", windows)
+
+
+def _need_reads(reads: tuple[int, ...], blocks: int, inputs: int) -> None:
+    """A pair of (start, size) for every output block."""
+    need(len(reads) in (0, 2 * blocks), "a start and a size for every output block", reads)
+    inside = all(min(start, size) >= 0 and start + size <= inputs for start, size in zip(reads[::2], reads[1::2], strict=True))
+    need(inside, f"parts of {inputs} input blocks", reads)
 
 
 def _evaluate_conv_blocked(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
@@ -190,11 +198,12 @@ def blocked_result(x: np.ndarray, w: np.ndarray, attrs: Attrs, env: Env, groups:
 register(
     OpSpec(
         "conv_blocked",
-        "conv_blocked(x, w) {strides, dilation, groups, windows, dtype}: x [N, I/B, spatial, B] (padded), w [O/B, I/g/B, kernel, Bi, Bo]. "
-        "``windows``, if any: for each of equal sections of O/B and each axis the start and size of what is not zero in the kernel.",
+        "conv_blocked(x, w) {strides, dilation, groups, windows, reads, dtype}: x [N, I/B, spatial, B] (padded), "
+        "w [O/B, I/g/B, kernel, Bi, Bo]. ``windows``, if any: for each of equal sections of O/B and each axis the start and size of what is not zero in the kernel; "
+        "``reads``, if any: for each output block the start and size of what is not zero of the group's input blocks.",
         operands=(2, 2),
-        attrs={**_CONV_ATTRS, "groups": "int", "windows": "ints"},
-        defaults={"windows": ()},
+        attrs={**_CONV_ATTRS, "groups": "int", "windows": "ints", "reads": "ints"},
+        defaults={"windows": (), "reads": ()},
         infer=_infer_conv_blocked,
         evaluate=_evaluate_conv_blocked,
         tolerance=Tolerance(ulp=2, grows=True),

@@ -5,7 +5,8 @@
                      conv_stem(pad(x), w')                   few input channels: plain input, blocked output
                      conv_winograd(pad(pack(x)), u)          3x3 at stride 1 where the products outweigh the transforms
 
-Narrow groups (4 to 8 channels in and out) are joined until a block is full: the weights between them are zero.
+Narrow groups (4 to 8 channels in and out) are joined until a block is full: the weights between them are zero, and
+kernels skip blocks of them.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def _assign(node: Node, forms: Forms, weights: np.ndarray) -> bool:
         joined = _join_groups(weights, groups, forms.block)
         if joined is None:
             return False
+        parted = joined[1] < groups
         weights, groups = joined
         parts = word_parts(node, forms)
         if parts == 2 and groups == 1 and assign_whole_winograd(node, weights, forms):
@@ -65,7 +67,9 @@ def _assign(node: Node, forms: Forms, weights: np.ndarray) -> bool:
             assign_winograd(node, weights, form, forms)
             return True
         padded = _padded(b, forms.finite(x), node, lanes=True)
-        result = b.emit("conv_blocked", padded, b.constant(pack_weights(weights, forms.block)), groups=groups, **common)
+        packed = pack_weights(weights, forms.block)
+        reads = read_blocks(packed) if parted else ()
+        result = b.emit("conv_blocked", padded, b.constant(packed), groups=groups, reads=reads, **common)
     forms.set_blocked(node.output, result, 0.0)  # zero weights, zero lanes
     return True
 
@@ -76,6 +80,15 @@ def pack_weights(weights: np.ndarray, block: int) -> np.ndarray:
     full = padded_to(padded_to(weights, 0, outputs * block), 1, inputs * block)
     split = full.reshape(outputs, block, inputs, block, *weights.shape[2:])
     return np.ascontiguousarray(np.moveaxis(split, (3, 1), (-2, -1)))
+
+
+def read_blocks(packed: np.ndarray) -> tuple[int, ...]:
+    """For each output block of packed weights the first input block of weights that are not zero, and how many there are up to the last."""
+    used = packed.reshape(*packed.shape[:2], -1).any(axis=-1)
+    starts = used.argmax(axis=1)
+    sizes = used.shape[1] - used[:, ::-1].argmax(axis=1) - starts
+    pairs = zip(starts, np.where(used.any(axis=1), sizes, 0), strict=True)
+    return tuple(int(number) for pair in pairs for number in pair)
 
 
 def _supported(node: Node) -> bool:

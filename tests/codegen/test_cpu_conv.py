@@ -166,6 +166,20 @@ def test_windows_of_sections(kernel, windows, outputs, inputs):
     assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}) == ["conv"]
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(("kernel", "reads"), [((1, 1), ((0, 2), (1, 3), (1, 0), (4, 1), (0, 5))), ((3,), ((2, 2), (2, 2), (0, 3)))])
+def test_only_the_input_blocks_of_weights_that_are_not_zero_are_read(kernel, reads, groups):
+    b = Builder()
+    x = b.input("x", F32, (2, 5 * groups, *(9, 14)[: len(kernel)], 8))
+    w = np.zeros((len(reads) * groups, 5, *kernel, 8, 8), np.float32)
+    for block, (start, size) in enumerate(reads * groups):
+        w[block, start : start + size] = normal(size, *w.shape[2:])
+    ones = (1,) * len(kernel)
+    flat = tuple(number for pair in reads * groups for number in pair)
+    y = b.emit("conv_blocked", x, b.constant(w), strides=ones, dilation=ones, groups=groups, reads=flat, dtype=F32)
+    assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}) == ["conv"]
+
+
 @pytest.mark.parametrize("n", [0, 1, 3])
 def test_passes_of_an_unknown_batch_and_height(n):
     b = Builder()

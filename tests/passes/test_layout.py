@@ -86,6 +86,16 @@ def test_groups(channels, groups, outputs, op):
     assert op in laid_out(b.graph([y], ["y"]), x=normal(2, channels, 5, 4))
 
 
+def test_joined_groups_say_which_blocks_their_outputs_read():
+    b = Builder()
+    x = b.input("x", F32, (1, 24, 5, 5))
+    graph = b.graph([conv(b, x, 24, kernel=1, groups=2)], ["y"])
+    laid_out(graph, x=normal(1, 24, 5, 5))
+    done = AssignLayouts(named_target("x86-64-v3")).apply(graph)
+    (reads,) = (node.attrs["reads"] for node in done.nodes if node.op == "conv_blocked")
+    assert reads == (0, 2, 0, 3, 1, 2)  # 12 channels are a block and a half
+
+
 @pytest.mark.parametrize("rank", [1, 3])
 def test_other_spatial_ranks(rank):
     b = Builder()
