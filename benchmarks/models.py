@@ -4,8 +4,8 @@
     python -m benchmarks.models --sizes FOLDER
     python -m benchmarks.models --bench FOLDER --peer onnxruntime [--peer openvino] [--threads 1,2] [--json FILE]
 
-FOLDER holds ``real/``, ``exported/``, ``recipes/``, ``minilm/`` and ``frameworks/``; the light models of the ``onnx`` package join them. Each model is handled by a process of
-its own, so that nothing one of them does can hide or disturb another.
+FOLDER holds ``real/``, ``exported/``, ``recipes/``, ``minilm/`` and ``frameworks/``; the light models of the ``onnx`` package join
+them. Each model is handled by a process of its own, so that nothing one of them does can hide or disturb another.
 """
 
 from __future__ import annotations

@@ -199,7 +199,8 @@ register(
     OpSpec(
         "conv_blocked",
         "conv_blocked(x, w) {strides, dilation, groups, windows, reads, dtype}: x [N, I/B, spatial, B] (padded), "
-        "w [O/B, I/g/B, kernel, Bi, Bo]. ``windows``, if any: for each of equal sections of O/B and each axis the start and size of what is not zero in the kernel; "
+        "w [O/B, I/g/B, kernel, Bi, Bo]. ``windows``, if any: for each of equal sections of O/B and each axis the start and "
+        "size of what is not zero in the kernel; "
         "``reads``, if any: for each output block the start and size of what is not zero of the group's input blocks.",
         operands=(2, 2),
         attrs={**_CONV_ATTRS, "groups": "int", "windows": "ints", "reads": "ints"},
