@@ -8,6 +8,9 @@
             for each row:  t = max x;  e = exp(x - t);  n = sum e   e takes the place of x
             for each panel of columns: for each tile of rows:  e v, times or divided by what the row needs; epilogue; store
 
+Where the rows are one block, a panel of keys is packed when its turn comes; where they are one tile, which reads v once,
+v stays where it is.
+
 Sums run over keys in order by one thread. Rows that fill no tile repeat the last row, columns that fill no panel of keys
 hold -inf: so there is one copy of the code for all sizes.
 """
@@ -21,7 +24,7 @@ from functools import partial
 
 from tcompile.codegen.access import unravel
 from tcompile.codegen.cpu_epilogue import UNROLLED_WORK, Epilogue, node_work, store_tile
-from tcompile.codegen.cpu_pack import pack_columns, pack_rows, wide
+from tcompile.codegen.cpu_pack import in_rows, pack_columns, pack_panel, pack_rows, wide
 from tcompile.codegen.cpu_split import split_task
 from tcompile.codegen.cpu_tile import Accumulator, micro_kernel
 from tcompile.codegen.draft import Draft, Scope
@@ -66,6 +69,10 @@ class Panels:
 
     def at(self, panel: DimLike, term: DimLike, column: DimLike) -> Expr:
         return Load(self.buffer, ((panel * self.terms + term) * self.width + column,), F32)
+
+
+Element = Callable[[DimLike, DimLike], Expr]  # (term, column of the panel)
+Ready = Callable[[DimLike], Element]  # makes a panel ready to be read
 
 
 class AttentionKernel:
@@ -131,7 +138,11 @@ class AttentionKernel:
 
     # Operands -----------------------------------------------------------------------------------------
 
-    def _pack_keys(self, batch: Shape) -> Panels:
+    @property
+    def _rows_in_a_block(self) -> bool:
+        return isinstance(self.sizes.rows, int) and self.sizes.rows <= self.first.rows * BLOCK_TILES
+
+    def _pack_keys(self, batch: Shape) -> Ready:
         """k in panels of keys."""
         value, width, depth = self.found.first.inputs[1], self.first.columns, self.sizes.depth
         (axis,) = self.found.first.attrs["contract"][1]
@@ -140,9 +151,18 @@ class AttentionKernel:
         def element(key: DimLike, term: DimLike) -> Expr:
             return self.draft.element(value, index({self.found.key_axis(): key, axis: term}))
 
-        return Panels(pack_columns(self.nest, element, self.sizes.keys, depth, width, self.lanes), depth, width)
+        if not self._rows_in_a_block:
+            packed = Panels(pack_columns(self.nest, element, self.sizes.keys, depth, width, self.lanes), depth, width)
+            return lambda panel: partial(packed.at, panel)
+        single = Panels(self.nest.alloc(F32, (depth * width,)), depth, width)
 
-    def _pack_values(self, batch: Shape) -> Panels:
+        def ready(panel: DimLike) -> Element:
+            pack_panel(self.nest, single.buffer, panel, element, self.sizes.keys, depth, width, self.lanes)
+            return partial(single.at, 0)
+
+        return ready
+
+    def _pack_values(self, batch: Shape) -> Ready:
         """v in panels of columns."""
         value, width, keys = self.found.second.inputs[1], self.second.columns, self.sizes.keys
         rows = len(self.found.first.output.shape) - len(batch) - 1
@@ -153,7 +173,12 @@ class AttentionKernel:
         def element(key: DimLike, column: DimLike) -> Expr:
             return self.draft.element(value, index({key_axis: key, column_axis: column}))
 
-        return Panels(pack_rows(self.nest, element, keys, self.sizes.columns, width, self.lanes), keys, width)
+        once = isinstance(self.sizes.rows, int) and self.sizes.rows <= self.second.rows
+        whole = dims.mod(self.sizes.columns, width, self.nest.ranges) == 0
+        if once and whole and in_rows(self.nest, element, keys, self.sizes.columns):
+            return lambda panel: lambda key, column: element(key, panel * width + column)
+        packed = Panels(pack_rows(self.nest, element, keys, self.sizes.columns, width, self.lanes), keys, width)
+        return lambda panel: partial(packed.at, panel)
 
     def _copy_queries(self, buffer: str, count: DimLike, rows: Callable[[DimLike], Shape]) -> None:
         value, depth = self.found.first.inputs[0], self.sizes.depth
@@ -166,31 +191,34 @@ class AttentionKernel:
 
     # Products -----------------------------------------------------------------------------------------
 
-    def _first_product(self, queries: str, keys: Panels, count: DimLike, rows: Callable[[DimLike], Shape]) -> None:
+    def _first_product(self, queries: str, keys: Ready, count: DimLike, rows: Callable[[DimLike], Shape]) -> None:
         tile, depth = self.first, self.sizes.depth
-        with self.nest.loop(self.panels) as panel, self.nest.loop(count) as number:
-            acc = micro_kernel(
-                self.nest,
-                tile,
-                F32,
-                terms=lambda: self._terms(depth),
-                a=lambda row, term: Load(queries, ((number * tile.rows + row) * depth + term,), F32),
-                b=lambda vector, lane, term: keys.at(panel, term, vector * tile.lanes + lane),
-            )
-            target = _Scores(self, number * tile.rows, panel * tile.columns, rows)
-            self._by_width(panel, tile, self.sizes.keys, self.panels, lambda columns: target.store_tile(acc, columns))
+        with self.nest.loop(self.panels) as panel:
+            key = keys(panel)
+            with self.nest.loop(count) as number:
+                acc = micro_kernel(
+                    self.nest,
+                    tile,
+                    F32,
+                    terms=lambda: self._terms(depth),
+                    a=lambda row, term: Load(queries, ((number * tile.rows + row) * depth + term,), F32),
+                    b=lambda vector, lane, term: key(term, vector * tile.lanes + lane),
+                )
+                target = _Scores(self, number * tile.rows, panel * tile.columns, rows)
+                self._by_width(panel, tile, self.sizes.keys, self.panels, lambda columns: target.store_tile(acc, columns))
 
-    def _second_product(self, values: Panels, count: DimLike, rows: Callable[[DimLike], Shape]) -> None:
+    def _second_product(self, values: Ready, count: DimLike, rows: Callable[[DimLike], Shape]) -> None:
         tile = self.second
         panels = dims.ceildiv(self.sizes.columns, tile.columns, self.nest.ranges)
         with self.nest.loop(panels) as panel, self.nest.loop(count) as number:
+            value = values(panel)
             acc = micro_kernel(
                 self.nest,
                 tile,
                 F32,
-                terms=lambda: self._terms(values.terms),
+                terms=lambda: self._terms(self.sizes.keys),
                 a=lambda row, key: Load(self.scores, ((number * tile.rows + row) * self.stride + key,), F32),
-                b=lambda vector, lane, key: values.at(panel, key, vector * tile.lanes + lane),
+                b=lambda vector, lane, key: value(key, vector * tile.lanes + lane),
             )
             self._scale(acc, number)
             cached = _Rows(rows, number * tile.rows, tile.rows)

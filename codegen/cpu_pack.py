@@ -38,6 +38,19 @@ def pack_columns(nest: Nest, element: Element, columns: DimLike, terms: int, wid
     return pack_rows(nest, lambda term, column: element(column, term), terms, columns, width, lanes)
 
 
+def pack_panel(nest: Nest, packed: str, panel: DimLike, element: Element, columns: DimLike, terms: int, width: int, lanes: int) -> None:
+    """Fills the buffer [term][column of the panel] with one panel of what ``pack_columns`` makes."""
+    if _steps(nest, element, columns, terms, first=False) and terms % lanes == 0:
+        _turn_panel(nest, packed, panel, element, columns, terms, width, lanes, place=0)
+    else:
+        _copy_panel(nest, packed, panel, lambda term, column: element(column, term), terms, columns, width, lanes, place=0)
+
+
+def in_rows(nest: Nest, element: Element, terms: DimLike, columns: DimLike) -> bool:
+    """Whether elements (term, column) lie together along columns, so that vectors of them load from where they are."""
+    return _steps(nest, element, terms, columns, first=False)
+
+
 def wide(extent: int, lanes: int) -> int:
     """Lanes of a copy of ``extent`` elements: a few registers at once, so that short rows take no loop."""
     width = lanes
@@ -47,11 +60,22 @@ def wide(extent: int, lanes: int) -> int:
 
 
 def _copy_panel(
-    nest: Nest, packed: str, panel: DimLike, element: Element, terms: DimLike, columns: DimLike, width: int, lanes: int
+    nest: Nest,
+    packed: str,
+    panel: DimLike,
+    element: Element,
+    terms: DimLike,
+    columns: DimLike,
+    width: int,
+    lanes: int,
+    place: DimLike | None = None,
 ) -> None:
+    """``place``: which panel of the buffer it becomes, if not that of its number."""
+    first = (panel if place is None else place) * terms
+
     def copy(count: DimLike | None) -> None:
         with nest.loop(terms) as term:
-            place = (panel * terms + term) * width
+            place = (first + term) * width
             if count is not None:  # lanes of no column still take part in the arithmetic
                 with nest.loop(width, LoopKind.VECTOR, lanes) as column:
                     nest.store(packed, place + column, const(0, F32))
@@ -68,9 +92,20 @@ def _copy_panel(
         copy(left)
 
 
-def _turn_panel(nest: Nest, packed: str, panel: DimLike, element: Element, columns: DimLike, terms: int, width: int, lanes: int) -> None:
+def _turn_panel(
+    nest: Nest,
+    packed: str,
+    panel: DimLike,
+    element: Element,
+    columns: DimLike,
+    terms: int,
+    width: int,
+    lanes: int,
+    place: DimLike | None = None,
+) -> None:
     """Squares of ``lanes`` columns and terms: loaded along terms, stored along columns. Columns behind the last repeat it."""
     exact = dims.mod(columns, width, nest.ranges) == 0
+    first = (panel if place is None else place) * terms
     with nest.loop(width // lanes) as group, nest.loop(terms // lanes) as block:
         square = nest.alloc(F32, (lanes, lanes), Space.REGISTER)
         start = panel * width + group * lanes
@@ -80,8 +115,7 @@ def _turn_panel(nest: Nest, packed: str, panel: DimLike, element: Element, colum
                 nest.store(square, (row, lane), element(column, block * lanes + lane))
         with nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
             for row in range(lanes):
-                place = (panel * terms + block * lanes + row) * width + group * lanes
-                nest.store(packed, place + lane, Load(square, (lane, row), F32))
+                nest.store(packed, (first + block * lanes + row) * width + group * lanes + lane, Load(square, (lane, row), F32))
 
 
 def _steps(nest: Nest, element: Element, columns: DimLike, terms: DimLike, *, first: bool) -> bool:

@@ -94,6 +94,11 @@ def matrix_fits(target: Target, rows: int, vectors: int, step: Step = FMA) -> bo
     return fits(target, rows, vectors, rows if target.early_loads else 1, step)
 
 
+def row_fits(target: Target, vectors: int) -> bool:
+    """Whether the accumulators of a single row stay in registers: its weights are used once each and wait in none."""
+    return vectors + 2 <= target.vector_registers
+
+
 def dot_step(target: Target, parts: int, *, paired: bool = False) -> Step:
     """The step of words of ``parts`` parts; ``paired``: of two words at once, as sums are multiplied."""
     if paired:
@@ -178,8 +183,11 @@ def attention_tiles(target: Target, rows: DimLike, keys: int, columns: int, dept
         total = cycles(height, first, keys, depth) + cycles(height, second, columns, keys)
         return Option(f"{height}x{first}x{second}", total, (Tile(height, first, lane_count), Tile(height, second, lane_count)))
 
+    def held(height: int, width: int) -> bool:
+        return fits(target, height, width) or (height == 1 and row_fits(target, width))
+
     heights = range(1, min(limit, target.vector_registers) + 1)
-    fitting = ((height, [width for width in range(1, 9) if fits(target, height, width)]) for height in heights)
+    fitting = ((height, [width for width in range(1, 9) if held(height, width)]) for height in heights)
     return choose("attention tiles", (option(height, widths) for height, widths in fitting if widths))
 
 
@@ -209,8 +217,7 @@ def side_by_side(target: Target, rows: int, vectors: int) -> int:
     """How many panels of ``vectors`` a tile of few rows reads side by side, so that several streams of addresses come from memory."""
 
     def held(streams: int) -> bool:
-        # the weights of a single row are used once each: they wait in no register
-        return matrix_fits(target, rows, streams * vectors) or (rows == 1 and streams * vectors + 2 <= target.vector_registers)
+        return matrix_fits(target, rows, streams * vectors) or (rows == 1 and row_fits(target, streams * vectors))
 
     return max((streams for streams in range(1, _MOST_STREAMS + 1) if held(streams)), default=1)
 

@@ -74,6 +74,17 @@ def test_random_sizes(seed):
     case.check(y.transpose(0, 2, 1, 3).reshape(2, m, 3 * columns))
 
 
+@pytest.mark.parametrize("symbolic", [False, True])
+@pytest.mark.parametrize(("rows", "keys"), [(1, 2), (1, 137), (1, 64), (3, 65), (6, 131), (7, 31), (24, 67), (25, 40)])
+@pytest.mark.parametrize(("depth", "columns"), [(64, 64), (16, 128), (5, 32), (8, 33)])
+def test_rows_of_one_tile_and_of_one_block(rows, keys, depth, columns, symbolic):
+    """A tile of rows reads v from where it is; a block of them packs a panel of keys when its turn comes. Keys may be symbolic."""
+    case = Case(symbolic=symbolic)
+    n = case.size("n", keys)
+    q, k, v = case.heads("q", rows, rows, 2, depth), case.heads("k", n, keys, 2, depth), case.heads("v", n, keys, 2, columns)
+    case.check(mixed(softmax(products(q, k) * 0.25), v).transpose(0, 2, 1, 3).reshape(2, rows, 2 * columns))
+
+
 @pytest.mark.parametrize("target", ["x86-64-v4", "aarch64-linux"])
 @pytest.mark.parametrize(("rows", "keys"), [(1, 9), (7, 40), (30, 16)])
 def test_other_targets(rows, keys, target):
