@@ -18,7 +18,7 @@ OURS = "tcompile"
 LEAST_ROUNDS, MOST_ROUNDS = 5, 60
 ENOUGH = 0.01  # the lower bound's distance from the ratio at which more rounds are not worth their time
 SAMPLE_MS = {"wall": 0.1, "cpu": 0.5}  # shorter runs are timed several at once: reading the clock takes time too
-TURN_MS = 60.0
+TURN_MS = 200.0  # several runs of most models: their median passes over what disturbs one
 _RESAMPLES = 2000
 _LEVEL = 5.0  # percentile of the resampled ratios: what the ratio exceeds with 95%
 

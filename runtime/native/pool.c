@@ -3,9 +3,10 @@
  *
  * A job is published by raising `epoch`. A share is one range, so that a thread finds its data in its cache from kernel
  * to kernel. It is cut into parts of a half, a quarter, ... and whoever is free takes a part that nobody began: a thread
- * that the OS does not run, or a slow core, delays nobody, and the last parts are small. A part is taken by moving its `claim` up to the job's epoch. Parts that a job does not have are
- * claimed before it is published: once a job is over all claims are at its epoch, and a late thread finds nothing to
- * take and never looks at the job, which may be the next one's by then.
+ * that the OS does not run, or a slow core, delays nobody, and the last parts are small. A part is taken by moving its
+ * `claim` up to the job's epoch. Parts that a job does not have are claimed before it is published: once a job is over all
+ * claims are at its epoch, and a late thread finds nothing to take and never looks at the job, which may be the next one's
+ * by then.
  */
 #include "pool.h"
 
