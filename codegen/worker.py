@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
@@ -46,7 +47,8 @@ class Worker:
         """Ends the process; one that still works is stopped."""
         self._process.kill()
         self._process.wait()
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):  # of a request that the process did not live to read
+            self._process.stdin.close()
         self._process.stdout.close()
 
 
