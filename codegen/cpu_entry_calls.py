@@ -22,8 +22,8 @@ from tcompile.ir.program import Buffer, Call, Program, Role
 # Work is counted in floating-point operations of a well-fed vector unit, some 50 a nanosecond; an element moved
 # costs as much as twelve.
 _ELEMENT_WORK = 12
-_PARALLEL_WORK = 200_000  # less is done sooner than threads answer
-_GRAIN_WORK = 100_000  # what a thread takes at once
+_PARALLEL_WORK = 600_000  # less is done sooner than threads answer: a few microseconds
+_GRAIN_WORK = 200_000  # what a thread takes at once
 _POLL_WORK = 1_000_000  # calls of at least this much look for a cancellation first
 
 

@@ -26,8 +26,8 @@ from tcompile.passes.layout_rules import RULES
 class AssignLayouts:
     """The pass. The target's registers decide how wide the panels of a packed matrix are.
 
-    ``winograd`` allows F(4x4, 3x3) for 3x3 convolutions: as exact as a direct one, but a NaN or infinity in an input
-    reaches all 16 results of its tile.
+    ``winograd`` allows Winograd's algorithm for convolutions of f32 at stride 1: its sums round up to a few times as much as a
+    direct one's, by the size of its tile, and a NaN or infinity in an input reaches all results of the tile.
     """
 
     target: Target

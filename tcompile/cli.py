@@ -36,6 +36,7 @@ from tcompile.cli_options import (
     shape_option,
     size_option,
     threads_option,
+    winograd_option,
 )
 from tcompile.cli_profile import profile
 from tcompile.cli_text import show_artifact, show_calls, show_compiled, show_kernels
@@ -84,11 +85,12 @@ main.add_command(profile)
 @click.option("--workers", type=click.IntRange(1), help="Processes that LLVM runs in.")
 @click.option("--no-cache", is_flag=True, help="Neither read nor write the kernel cache.")
 @click.option("--no-host-ops", is_flag=True, help="Refuse operators that Python would run: strings, images, sequences of run-time length.")
+@winograd_option
 @precision_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @json_option
 def compile_command(
-    model, output, target, shapes, check_passes, dump_ir, stop_after, workers, no_cache, no_host_ops, precision, quiet, as_json
+    model, output, target, shapes, check_passes, dump_ir, stop_after, workers, no_cache, no_host_ops, no_winograd, precision, quiet, as_json
 ) -> None:
     """Compiles MODEL (.onnx) into an artifact (.tcm)."""
     from tcompile import pipeline
@@ -100,6 +102,7 @@ def compile_command(
         stop_after=stop_after,
         cache=not no_cache,
         host_ops=not no_host_ops,
+        winograd=not no_winograd,
         precision=precision,
         **extra,
     )
@@ -214,16 +217,17 @@ def check(model, shapes, target, as_json) -> None:
 @threads_option
 @click.option("--target", default="native", show_default=True, help="What to compile for.")
 @device_option
+@winograd_option
 @precision_option
 @json_option
-def verify(model, shapes, sizes, inputs, threads, target, device, precision, as_json) -> None:
+def verify(model, shapes, sizes, inputs, threads, target, device, no_winograd, precision, as_json) -> None:
     """Compares compiled outputs of MODEL (.onnx) with the float64 interpreter, and ONNX Runtime where it is installed."""
     from tcompile.verify import verify_model
 
     given = {name: read_array(path) for name, path in parse_pairs(inputs, "--input").items()}
     symbols = parse_sizes(sizes)
     with progress_bars(quiet=as_json) as progress:
-        options = {"target": target, "threads": threads, "device": device, "precision": precision}
+        options = {"target": target, "threads": threads, "device": device, "winograd": not no_winograd, "precision": precision}
         rows = verify_model(model, parse_shapes(shapes), symbols, given, progress=progress, **options)
     if as_json:
         click.echo(json.dumps({"agrees": all(row.agrees for row in rows), "outputs": [vars(row) | {"agrees": row.agrees} for row in rows]}))

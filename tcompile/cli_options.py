@@ -127,6 +127,9 @@ size_option = click.option(
     "--size", "sizes", multiple=True, metavar="SYMBOL=N", help="A symbolic dimension of random inputs; 2 by default."
 )
 shape_option = click.option("--shape", "shapes", multiple=True, metavar="NAME=EXTENTS", help="Fix or bound an input: x=1..64,3,224,224.")
+winograd_option = click.option(
+    "--no-winograd", is_flag=True, help="Convolutions as they are defined: slower, rounding least, a NaN spreads no further."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 threads_option = click.option("--threads", type=click.IntRange(1), help="Worker threads; all cores by default.")
 

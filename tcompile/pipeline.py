@@ -56,7 +56,8 @@ class Options:
     ``optimise`` ends; ``workers`` is the number of processes that LLVM runs in, by default what the kernels are worth;
     ``cache`` keeps compiled kernels; ``memory`` is how many bytes of computed weights are held, more go to temporary files;
     ``bounds`` checks every access of compiled code, which is slow and finds bugs of the compiler: a run that leaves a buffer stops;
-    ``host_ops`` allows operators that Python runs (strings, images, sequences of run-time length).
+    ``host_ops`` allows operators that Python runs (strings, images, sequences of run-time length); ``winograd`` allows convolutions
+    of float32 by Winograd's algorithm on CPUs, which is faster, rounds more, and spreads a NaN over the outputs of its tile.
     On GPUs, ``precision`` says what the factors of float32 products may be rounded to ("f32", "tf32", "fp16", "bf16"), None as the
     target says; ``device_code`` False keeps the kernels' text alone, for emulation.
     """
@@ -69,6 +70,7 @@ class Options:
     memory: int = 1 << 26
     bounds: bool = False
     host_ops: bool = True
+    winograd: bool = True
     precision: str | None = None
     device_code: bool = True
 
@@ -77,8 +79,11 @@ SILENT = Silent()
 DEFAULTS = Options()
 
 
-def passes(target: Target) -> tuple[Pass, ...]:
-    """All passes in order. Simplification runs again after layout, which leaves packs of constants to fold."""
+def passes(target: Target, *, winograd: bool = True) -> tuple[Pass, ...]:
+    """All passes in order. Simplification runs again after layout, which leaves packs of constants to fold.
+
+    ``winograd``: see ``Options``.
+    """
     from tcompile.passes import gates, index_bounds, repeats
     from tcompile.passes.canonicalise import Canonicalise
     from tcompile.passes.fold import FoldConstants
@@ -94,7 +99,7 @@ def passes(target: Target) -> tuple[Pass, ...]:
         IntegerContractions(target),
         FoldConstants(),
         Recognise(),
-        AssignLayouts(target),
+        AssignLayouts(target, winograd),
         FoldConstants("fold-packed", extra=(*repeats.RULES, *gates.RULES, *index_bounds.RULES)),
         NarrowWeights(target),
         WeightsByTaps(target),
@@ -106,7 +111,7 @@ def optimise(graph: Graph, target: Target, options: Options = DEFAULTS, progress
     """Runs the passes, verifying after each."""
     from tcompile.ir.verify import verify
 
-    todo = passes(target)
+    todo = passes(target, winograd=options.winograd)
     if options.stop_after and options.stop_after not in {step.name for step in todo}:
         raise UnsupportedError(f"no pass is named {options.stop_after!r}", hint=f"passes: {', '.join(step.name for step in todo)}")
     checker = _Checker(graph) if options.check else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,31 +39,51 @@ def run_onnxruntime(
     return {spec.name: array for spec, array in zip(session.get_outputs(), results, strict=True)}
 
 
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a model gives for some inputs: in float64, and by ONNX Runtime (None without it)."""
+
+    inputs: Mapping[str, np.ndarray]
+    exact: Mapping[str, np.ndarray]
+    peer: Mapping[str, np.ndarray] | None
+
+    def compare(self, executable: Any, unit: float = 0.0) -> list[Comparison]:
+        """One row per output of a compiled model. ``unit``: see ``accuracy.Comparison``."""
+        return compare(executable.run(self.inputs), self.exact, self.peer, unit)
+
+
+def reference(
+    path: str,
+    shapes: Mapping[str, Sequence[int | str]] | None = None,
+    sizes: Mapping[str, int] | None = None,
+    inputs: Mapping[str, np.ndarray] | None = None,
+    draws: Mapping[str, Draw] | None = None,
+) -> Reference:
+    """Inputs that are not given are drawn (``accuracy.random_inputs``) at ``sizes`` of the symbols."""
+    from tcompile.ir.interpret import interpret
+    from tcompile.ir.onnx_import import import_model
+
+    graph = import_model(path, shapes)
+    arrays = random_inputs(graph.inputs, sizes or {}, draws) | dict(inputs or {})
+    return Reference(arrays, interpret(graph, arrays, float64=True), run_onnxruntime(path, arrays))
+
+
 def verify_model(
     path: str,
     shapes: Mapping[str, Sequence[int | str]] | None = None,
     sizes: Mapping[str, int] | None = None,
     inputs: Mapping[str, np.ndarray] | None = None,
     *,
-    draws: Mapping[str, Draw] | None = None,
     target: str = "native",
     threads: int | None = None,
     device: Any = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> list[Comparison]:
-    """One row per output. Inputs that are not given are drawn (``accuracy.random_inputs``) at ``sizes`` of the symbols.
-
-    ``target``, ``device`` and ``options`` (such as ``precision``): as of ``tcompile.compile``.
-    """
-    from tcompile.ir.interpret import interpret
-    from tcompile.ir.onnx_import import import_model
-
+    """One row per output. ``sizes``, ``inputs``: see ``reference``; ``target``, ``device`` and ``options``: as of ``tcompile.compile``."""
     # what Python runs would have no second opinion
     executable = compile(path, target, shapes=shapes, threads=threads, device=device, progress=progress, host_ops=False, **options)
-    graph = import_model(path, shapes)
-    arrays = random_inputs(graph.inputs, sizes or {}, draws) | dict(inputs or {})
     progress.stage("interpret")
-    exact = interpret(graph, arrays, float64=True)
+    expected = reference(path, shapes, sizes, inputs)
     progress.stage("compare")
-    return compare(executable.run(arrays), exact, run_onnxruntime(path, arrays), UNITS[options.get("precision")])
+    return expected.compare(executable, UNITS[options.get("precision")])

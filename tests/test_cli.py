@@ -170,3 +170,20 @@ def test_package_makes_a_folder(artifact, tmp_path):
     assert done.exit_code == 0, done.output
     assert (tmp_path / "digits" / "include" / "digits_model.h").exists()
     assert run("package", artifact, "-o", tmp_path / "digits").exit_code == 1
+
+
+def test_convolutions_may_be_computed_as_they_are_defined(tmp_path):
+    weights = np.random.default_rng(0).standard_normal((64, 64, 3, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 64, 32, 32))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 64, 32, 32))],
+        [onnx.numpy_helper.from_array(weights, "w")],
+    )
+    model = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), model)
+    for flags, expected in (((), True), (("--no-winograd",), False)):
+        assert run("compile", model, "-o", tmp_path / "m.tcm", "--target", "x86-64-v3", *flags).exit_code == 0
+        calls = json.loads(run("inspect", tmp_path / "m.tcm", "--json").stdout)["calls"]
+        assert any(call["record"].get("template") == "winograd" for call in calls) == expected
