@@ -15,9 +15,8 @@ from tcompile.errors import UnsupportedError
 from tcompile.verify import reference, run_onnxruntime
 
 GOLDEN_TOLERANCE = 1e-4  # of the largest magnitude: golden data came from other float32 implementations
-LIGHT_TOLERANCE = (
-    1e-5  # of the largest magnitude: where all weights are one number, their roundings in Winograd's values do not average out
-)
+# Of the largest magnitude: where all weights are one number, their roundings in Winograd's values do not average out.
+LIGHT_TOLERANCE = 1e-5
 UNFAITHFUL = 1e-4  # above this, a framework's export is no longer the framework's own function: compare with ONNX Runtime
 
 
