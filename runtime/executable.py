@@ -25,13 +25,18 @@ Inputs = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that an executable holds. ``peak`` is the largest that its sessions held at a time, weights and code not counted."""
+    """Bytes that an executable holds.
+
+    ``outputs``: of earlier outputs, for the next to take; those included that the caller still holds. ``peak``: the largest that
+    its sessions held at a time, weights, code and outputs not counted.
+    """
 
     code: int
     weights: int
     arena: int
     scratch: int
     growing: int
+    outputs: int
     peak: int
     sessions: int
     allocations: int
@@ -139,13 +144,15 @@ class Executable(NamedTensors):
 
     def memory(self) -> Memory:
         """Bytes held now, by sessions that are not in a run."""
-        info, held = self._opened().info, [session.memory() for session in tuple(self._free)]
+        info, free = self._opened().info, tuple(self._free)
+        held = [session.memory() for session in free]
         return Memory(
             code=info.code_bytes,
             weights=info.weights_bytes,
             arena=sum(one.arena_bytes for one in held),
             scratch=sum(one.scratch_bytes for one in held),
             growing=sum(one.growing_bytes + one.spare_bytes for one in held),
+            outputs=sum(session.output_bytes for session in free),
             peak=sum(one.peak_bytes for one in held),
             sessions=len(held),
             allocations=sum(one.allocations for one in held),

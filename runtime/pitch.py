@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 
 import numpy as np
@@ -65,12 +65,18 @@ def lies_in(array: np.ndarray, spec: TensorSpec, rows: Mapping[int, int]) -> boo
     return found == rows[spec.pitch[1]] or (found is not None and is_flat(array.shape, spec.pitch[0]))
 
 
-def empty(shape: tuple[int, ...], dtype: np.dtype, spec: TensorSpec, rows: Mapping[int, int]) -> np.ndarray:
-    """A new array of a shape, with the gaps that compiled code leaves."""
+def empty(
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    spec: TensorSpec,
+    rows: Mapping[int, int],
+    make: Callable[[tuple[int, ...], np.dtype], np.ndarray] = np.empty,
+) -> np.ndarray:
+    """An array of a shape that ``make`` makes, with the gaps that compiled code leaves."""
     if spec.pitch is None or spec.pitch[1] not in rows:
-        return np.empty(shape, dtype)
+        return make(shape, dtype)
     axis, symbol = spec.pitch
-    whole = np.empty((*shape[:axis], rows[symbol], *shape[axis + 1 :]), dtype)
+    whole = make((*shape[:axis], rows[symbol], *shape[axis + 1 :]), dtype)
     return whole[(slice(None),) * axis + (slice(shape[axis]),)]
 
 

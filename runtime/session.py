@@ -7,6 +7,7 @@ import struct
 import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from math import prod
 from typing import NoReturn
 
 import numpy as np
@@ -14,7 +15,8 @@ import numpy as np
 from tcompile.errors import ExecutionError, InputError
 from tcompile.runtime import abi
 from tcompile.runtime.loader import Module
-from tcompile.runtime.pitch import Rows, choose_rows, placed
+from tcompile.runtime.outputs import OutputMemory
+from tcompile.runtime.pitch import Rows, choose_rows, empty, placed
 from tcompile.runtime.placement import Placement, check_out
 from tcompile.runtime.pool import Pool
 from tcompile.runtime.specs import TensorSpec
@@ -69,6 +71,7 @@ class Session:
         self._pitches = {spec.pitch[1] for spec in (*inputs, *outputs) if spec.pitch is not None}
         self._results: list[tuple[tuple[int, ...], np.dtype] | None] = []  # of outputs; None: growing
         self._all_static = False
+        self._memory = OutputMemory()
         self.fast: Fast = _unprepared  # all outputs of a dict of arrays, in one call; None where these are not as prepared
         self._pointers = (ctypes.c_uint64 * (len(inputs) + len(outputs) + 1))()
         self._pack = struct.Struct(f"={len(inputs) + len(outputs)}Q").pack_into
@@ -86,7 +89,7 @@ class Session:
             self._prepare(shapes)
         if not self._all_static:
             return self.run(arrays, self._names, {})
-        made = [np.empty(shape, dtype) for shape, dtype in self._results]
+        made = [self._memory.empty(shape, dtype) for shape, dtype in self._results]
         self._pack(self._pointers, 0, *map(abi.reference, arrays), *map(abi.reference, made))
         status = self._run(*self._arguments)
         if status:
@@ -103,7 +106,7 @@ class Session:
         shapes = [array.shape for array in arrays]
         if shapes != self._shapes or rows != self._rows:
             self._prepare(shapes, rows)
-        placement = Placement(arrays, out, donated, self._module.shares, self._inputs, rows)
+        placement = Placement(arrays, out, donated, self._module.shares, self._inputs, rows, make=self._make)
         targets = [self._target(k, spec, wanted, placement) for k, spec in enumerate(self._outputs)]
         places = (0 if target is None else abi.reference(target) for target in targets)
         self._pack(self._pointers, 0, *map(abi.reference, arrays), *places)
@@ -152,6 +155,11 @@ class Session:
         abi.native.tc_session_memory(self._handle, memory)
         return memory
 
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of earlier outputs that the next may take, those included that the caller still holds."""
+        return self._memory.bytes
+
     def _choose_rows(self, arrays: list[np.ndarray], out: Mapping[str, np.ndarray]) -> Rows:
         inputs = [(spec, array) for spec, array in zip(self._inputs, arrays, strict=True) if spec.pitch]
         outputs = [(spec, out[spec.name]) for spec in self._outputs if spec.pitch and spec.name in out]
@@ -173,6 +181,7 @@ class Session:
         found = zip(self._output_shapes(), self._outputs, strict=True)
         self._results = [None if spec.growing else (shape, spec.dtype) for shape, spec in found]
         self._all_static = None not in self._results
+        self._memory.prepare([prod(shape) * dtype.itemsize for shape, dtype in filter(None, self._results)])
         self._shapes = shapes
         if abi.Runner is not None and self._all_static and not self._pitches:
             self.fast = self._runner(shapes)
@@ -181,13 +190,16 @@ class Session:
         inputs = tuple((spec.name, spec.dtype, tuple(shape)) for spec, shape in zip(self._inputs, shapes, strict=True))
         outputs = tuple((name, dtype, shape) for name, (shape, dtype) in zip(self._names, self._results, strict=True))
         session = weakref.proxy(self)  # which owns what is made here
-        return abi.Runner(self._handle, np.ndarray, np.empty, lambda status: session.fail(status), inputs, outputs).run
+        return abi.Runner(self._handle, np.ndarray, self._memory.maker, lambda status: session.fail(status), inputs, outputs).run
 
     def _output_shapes(self) -> Shapes:
         total = sum(len(spec.shape) for spec in self._outputs)
         start = abi.native.tc_session_output_shapes(self._handle)
         extents = iter((ctypes.c_int64 * total).from_address(start))
         return [tuple(next(extents) for _ in spec.shape) for spec in self._outputs]
+
+    def _make(self, shape: tuple[int, ...], dtype: np.dtype, spec: TensorSpec, rows: Rows) -> np.ndarray:
+        return empty(shape, dtype, spec, rows, self._memory.empty)
 
     def _target(self, k: int, spec: TensorSpec, wanted: Sequence[str], placement: Placement) -> np.ndarray | None:
         """The array that compiled code writes output k to; None leaves it in the session."""
