@@ -10,9 +10,10 @@ results are expressions over the kernel's dims. Profiles print them beside what 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from tcompile.codegen.cost_fit import fitted
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike
 from tcompile.ir.loops import (
@@ -41,7 +42,7 @@ from tcompile.ir.loops_evaluate import postorder
 from tcompile.ir.target import Target
 
 _UNIT = 16  # parts of a cycle that costs are counted in: integers, so that they multiply with expressions
-_LONGEST = 400  # characters of an expression that is still worth its place in an artifact
+_LONGEST = 400  # characters of an expression that is still worth its place in an artifact: longer ones are fitted
 _STORE_PORTS = 1
 _OTHER_PORTS = 2  # vector units that add, compare and move besides those of multiplications
 _TURN_CYCLES = 1  # of a loop's own counting
@@ -92,7 +93,9 @@ _ANY = Target("any", "", "")
 
 
 def _short(extent: DimLike) -> DimLike:
-    return extent if isinstance(extent, int) or len(str(extent)) <= _LONGEST else 0
+    if isinstance(extent, int) or len(str(extent)) <= _LONGEST:
+        return extent
+    return fitted(extent) or 0
 
 
 @dataclass
@@ -170,12 +173,13 @@ class _Walk:
                 self._store(stmt, cost, seen)
 
     def _let(self, stmt: Let) -> None:
-        """An index with a name: what it is in the middle turn; a remainder, the middle of its range."""
-        if not isinstance(stmt.value, Index):
-            return
-        inner = dims.arguments(stmt.value.expr, "mod")
-        self.extents[stmt.name] = inner[1] if inner else 1
-        self.middle[stmt.name] = dims.floordiv(self._at_middle(inner[1]) - 1, 2) if inner else self._at_middle(stmt.value.expr)
+        """An index with a name: what it is in the middle turn; a remainder, the middle of its range. One that memory decides
+        has no number there, which matters only to an extent that it is part of."""
+        with suppress(_Unknown):
+            inner = dims.arguments(stmt.value.expr, "mod") if isinstance(stmt.value, Index) else None
+            middle = dims.floordiv(self._at_middle(inner[1]) - 1, 2) if inner else self._value(stmt.value)
+            if middle is not None:
+                self.extents[stmt.name], self.middle[stmt.name] = inner[1] if inner else 1, middle
 
     def _loop(self, loop: For, cost: _Cost) -> None:
         extent = self._at_middle(loop.extent)
@@ -232,7 +236,11 @@ class _Walk:
         return _COMPARE[cond.fn](*values) if all(isinstance(value, int) for value in values) else None
 
     def _value(self, expr: Expr) -> DimLike | None:
+        """What an expression of indices is in the middle turn; None for others."""
         match expr:
+            case Select():
+                holds = self._holds(expr.cond)
+                return None if holds is None else self._value(expr.then if holds else expr.otherwise)
             case Const(value=int() as value):
                 return value
             case Index():

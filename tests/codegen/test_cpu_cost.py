@@ -76,3 +76,20 @@ def test_the_last_turn_counts_once():
 def test_what_memory_decides_has_no_estimate():
     text = "kernel wait(p0: inout i64[1]) dims () {\n  while lt(load p0[0], 5:i64) {\n    store p0[0] = add(load p0[0], 1:i64)\n  }\n}"
     assert cycles(kernel(text), TARGET) == 0
+
+
+def test_an_address_that_a_condition_chooses_leaves_the_estimate():
+    """Where to prefetch is no extent: what memory decides there changes nothing."""
+    loop = "for i0 in 0..10 {{\n    {lines}\n    store p0[i0] = load p1[i0]\n  }}"
+    text = "kernel ask(p0: out f32[10], p1: in f32[64]) dims () {{\n  {loop}\n}}".replace("{loop}", loop)
+    plain = kernel(text.format(lines="let x9 = 1.0:f32"))
+    asking = "let x0 = select(lt(index(i0), 9:i64), 16:i64, 0:i64)\n    let x1 = index(x0 + i0)\n    prefetch p1[x1]"
+    assert cycles(kernel(text.format(lines=asking)), TARGET) == cycles(plain, TARGET) > 0
+
+
+def test_an_extent_that_a_condition_chooses_is_that_of_the_middle_turn():
+    """The comparison and the selection take half a cycle themselves."""
+    chosen = "let x0 = select(lt(index(i0), 99:i64), 8:i64, 4:i64)"
+    inner = "for i1 in 0..x0 {\n      store p0[i0] = 1.0:f32\n    }"
+    text = f"kernel some(p0: out f32[100]) dims () {{\n  for i0 in 0..100 {{\n    {chosen}\n    {inner}\n  }}\n}}"
+    assert cycles(kernel(text), TARGET) == 100 * (8 * 1.25 + 0.5 + 0.25)
