@@ -95,7 +95,8 @@ _ANY = Target("any", "", "")
 def _short(extent: DimLike) -> DimLike:
     if isinstance(extent, int) or len(str(extent)) <= _LONGEST:
         return extent
-    return fitted(extent) or 0
+    short = fitted(extent)
+    return 0 if short is None else short
 
 
 @dataclass

@@ -93,3 +93,12 @@ def test_an_extent_that_a_condition_chooses_is_that_of_the_middle_turn():
     inner = "for i1 in 0..x0 {\n      store p0[i0] = 1.0:f32\n    }"
     text = f"kernel some(p0: out f32[100]) dims () {{\n  for i0 in 0..100 {{\n    {chosen}\n    {inner}\n  }}\n}}"
     assert cycles(kernel(text), TARGET) == 100 * (8 * 1.25 + 0.5 + 0.25)
+
+
+def test_long_estimates_are_fitted():
+    """An expression over symbols, that would be too long, becomes a polynomial."""
+    loop = "for j{k} in 0..floordiv(d0*d0 + {k}*d0, max(1, floordiv(d0 + {k}, {k}))) {{\n    store p0[0] = 1.0:f32\n  }}"
+    loops = "\n  ".join(loop.format(k=k) for k in range(1, 20))
+    found = cycles(kernel(f"kernel rests(p0: out f32[4]) dims (d0) {{\n  {loops}\n}}"), TARGET)
+    assert len(str(found)) < 100
+    assert dims.evaluate(found, {"d0": 1000}) > dims.evaluate(found, {"d0": 10}) > 0
