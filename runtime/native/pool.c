@@ -1,12 +1,15 @@
 /* The thread pool: a static partition into equal shares, one for each thread, threads that spin briefly between kernels
  * and then sleep.
  *
- * A job is published by raising `epoch`. A share is one range, so that a thread finds its data in its cache from kernel
- * to kernel. It is cut into parts of a half, a quarter, ... and whoever is free takes a part that nobody began: a thread
- * that the OS does not run, or a slow core, delays nobody, and the last parts are small. A part is taken by moving its
- * `claim` up to the job's epoch. Parts that a job does not have are claimed before it is published: once a job is over all
- * claims are at its epoch, and a late thread finds nothing to take and never looks at the job, which may be the next one's
- * by then.
+ * A share is one range, so that a thread finds its data in its cache from kernel to kernel. It is cut into parts of a half,
+ * a quarter, ... and whoever is free takes a part that nobody began: a thread that the OS does not run, or a slow core,
+ * delays nobody, and the last parts are small.
+ *
+ * A small kernel takes microseconds and a cache line that goes from core to core up to half of one, so that a job moves few:
+ * the job itself and its `ticket` come, each thread counts the parts of its own share in a line of its own, `taken`, and says
+ * once how many it has done, in `done`. All three hold the job's number: what belongs to an earlier job counts as nothing, and
+ * nothing has to be reset. Once a job is over all its parts are taken: a late thread finds nothing to take and never looks at
+ * the job, which may be the next one's by then.
  */
 #include "pool.h"
 
@@ -18,40 +21,64 @@
 
 enum { MOST_THREADS = 1024, PARTS_PER_THREAD = 6, SPIN_NS = 100000, SPINS_PER_CLOCK = 64 };
 
-struct part {
-    atomic_uint claim;
-    int32_t status;
-    int64_t spent; /* nanoseconds, of a job that is measured */
-};
+/* Of a ticket, from its low bits: the parts of each share, the shares, the job's number. Of `taken` and `done` there are the
+ * number and a count below it; of `done` a bit that says that a part failed. */
+enum { CUTS_BITS = 3, MEMBERS_BITS = 11, NUMBER_SHIFT = CUTS_BITS + MEMBERS_BITS, COUNT_BITS = NUMBER_SHIFT - 1 };
+
+#define LOW_BITS(bits) ((1u << (bits)) - 1)
+#define FAILED (1u << COUNT_BITS)
+
+_Static_assert(PARTS_PER_THREAD <= LOW_BITS(CUTS_BITS) && MOST_THREADS <= LOW_BITS(MEMBERS_BITS), "a ticket holds them");
+_Static_assert(PARTS_PER_THREAD * MOST_THREADS <= LOW_BITS(COUNT_BITS), "a thread may do all parts");
+
+typedef unsigned long long word;
 
 struct worker {
-    _Alignas(TC_ALIGN) struct part parts[PARTS_PER_THREAD];
-    unsigned epoch; /* the last before it started */
-    int64_t load;   /* in a count of what threads had to do */
+    _Alignas(TC_ALIGN) atomic_ullong taken; /* parts of its share that some thread took */
+    _Alignas(TC_ALIGN) atomic_ullong done;  /* parts that this thread did, of any share */
+    int32_t failed_part;                    /* the first of those that failed, counted through all shares */
+    int32_t status;
+    int64_t spent[PARTS_PER_THREAD];       /* nanoseconds of its share's parts, of a job that is measured */
+    int64_t load;                          /* in a count of what threads had to do */
+    _Alignas(TC_ALIGN) atomic_uint asleep; /* until a job wakes it that it is a member of */
     int32_t index;
+    word ticket; /* the last before it started */
     tc_pool *pool;
     tc_thread thread;
 };
 
 struct tc_pool {
-    _Alignas(TC_ALIGN) atomic_uint epoch;
-    atomic_uint sleepers;
+    _Alignas(TC_ALIGN) atomic_ullong ticket;
+    _Alignas(TC_ALIGN) tc_job job;
+    _Alignas(TC_ALIGN) atomic_uint waiting; /* the job's owner sleeps until `finished` is raised */
+    atomic_uint finished;
     atomic_uint stop;
-    _Alignas(TC_ALIGN) atomic_uint unclaimed; /* parts that nobody began; a hint to look no further */
-    _Alignas(TC_ALIGN) atomic_uint remaining; /* parts not finished */
-    atomic_uint waiting;                      /* the job's owner sleeps on `remaining` */
-    _Alignas(TC_ALIGN) atomic_uint owner;     /* 2 * fork generation + 1 while a job runs */
-    atomic_ullong users;                      /* fork generation << 32 | runs in progress */
+    _Alignas(TC_ALIGN) atomic_uint owner; /* 2 * fork generation + 1 while a job runs */
+    atomic_ullong users;                  /* fork generation << 32 | runs in progress */
     atomic_uint holds;
     int32_t threads;
     int32_t started; /* workers that run, index 0 not counted */
     int32_t wanted;  /* workers to start; fewer where the OS gave no more */
     unsigned generation;
-    tc_job job;
-    atomic_uint members; /* threads that may work on the job */
-    atomic_uint cuts;    /* parts of each member's share */
     struct worker *workers;
 };
+
+static word number_of(word any) { return any >> NUMBER_SHIFT; }
+static int32_t cuts_in(word ticket) { return (int32_t)(ticket & LOW_BITS(CUTS_BITS)); }
+static int32_t members_in(word ticket) { return (int32_t)(ticket >> CUTS_BITS & LOW_BITS(MEMBERS_BITS)); }
+
+static word next_ticket(tc_pool *pool, int32_t members, int32_t cuts) {
+    word number = number_of(atomic_load_explicit(&pool->ticket, memory_order_relaxed)) + 1;
+    return number << NUMBER_SHIFT | (word)members << CUTS_BITS | (word)cuts;
+}
+
+static void publish(tc_pool *pool, word ticket) {
+    atomic_store(&pool->ticket, ticket);
+    for (int32_t i = 1; i < members_in(ticket); i++) {
+        atomic_uint *asleep = &pool->workers[i].asleep;
+        if (atomic_load(asleep) && atomic_exchange(asleep, 0)) tc_wake(asleep, 1);
+    }
+}
 
 tc_pool *tc_pool_new(int32_t threads) {
     if (threads <= 0) threads = tc_default_threads();
@@ -82,8 +109,7 @@ void tc_pool_free(tc_pool *pool) {
     if (pool == NULL || atomic_fetch_sub(&pool->holds, 1) != 1) return;
     if (pool->generation == tc_fork_generation()) {
         atomic_store(&pool->stop, 1);
-        atomic_fetch_add(&pool->epoch, 1);
-        tc_wake(&pool->epoch, MOST_THREADS);
+        publish(pool, next_ticket(pool, pool->threads, 0));
         for (int32_t i = 1; i <= pool->started; i++) tc_thread_join(&pool->workers[i].thread);
     }
     tc_free(pool->workers);
@@ -104,68 +130,82 @@ static void count_user(tc_pool *pool, int change) {
 void tc_pool_enter(tc_pool *pool) { count_user(pool, 1); }
 void tc_pool_leave(tc_pool *pool) { count_user(pool, -1); }
 
-static int claim(struct part *part, unsigned epoch) {
-    unsigned seen = atomic_load_explicit(&part->claim, memory_order_relaxed);
-    while ((int32_t)(epoch - seen) > 0)
-        if (atomic_compare_exchange_weak_explicit(&part->claim, &seen, epoch, memory_order_acquire, memory_order_relaxed)) return 1;
-    return 0;
+/* Takes the next part of the member's share; -1 where there is none. */
+static int32_t take_part(struct worker *member, word ticket) {
+    word seen = atomic_load_explicit(&member->taken, memory_order_relaxed), number = number_of(ticket) << NUMBER_SHIFT, count;
+    do {
+        if (number_of(seen) > number_of(ticket)) return -1;
+        count = number_of(seen) == number_of(ticket) ? seen & LOW_BITS(COUNT_BITS) : 0;
+        if (count == (word)cuts_in(ticket)) return -1;
+    } while (!atomic_compare_exchange_weak_explicit(&member->taken, &seen, number | (count + 1), memory_order_acquire, memory_order_relaxed));
+    return (int32_t)count;
 }
 
 /* Part `part` of the share of `member` runs on the thread `self`, in that thread's scratch. Behind part k of a share of n
  * grains lie n >> (k + 1) more, behind the last none. */
-static void run_part(tc_pool *pool, int32_t member, int32_t part, int32_t self) {
+static int32_t run_part(tc_pool *pool, word ticket, int32_t member, int32_t part, int32_t self) {
     const tc_job *job = &pool->job;
-    int64_t grains = (job->extent + job->grain - 1) / job->grain, members = atomic_load_explicit(&pool->members, memory_order_relaxed);
-    int64_t last = atomic_load_explicit(&pool->cuts, memory_order_relaxed) - 1;
+    int64_t grains = (job->extent + job->grain - 1) / job->grain, members = members_in(ticket);
     int64_t start = grains * member / members, stop = grains * (member + 1) / members, count = stop - start;
-    int64_t begin = (stop - (count >> part)) * job->grain, end = (part == last ? stop : stop - (count >> (part + 1))) * job->grain;
+    int64_t begin = (stop - (count >> part)) * job->grain;
+    int64_t end = (part == cuts_in(ticket) - 1 ? stop : stop - (count >> (part + 1))) * job->grain;
     if (end > job->extent) end = job->extent;
-    struct part *here = &pool->workers[member].parts[part];
     int64_t before = job->spent == NULL ? 0 : tc_read_clock(job->clock);
-    here->status = job->kernel(job->args, begin, end, job->scratch + self * job->stride);
-    if (job->spent != NULL) here->spent = tc_read_clock(job->clock) - before;
+    int32_t status = job->kernel(job->args, begin, end, job->scratch + self * job->stride);
+    if (job->spent != NULL) pool->workers[member].spent[part] = tc_read_clock(job->clock) - before;
+    return status;
 }
 
-/* Takes the parts of this thread's share, then whatever is left of others'. What is read of the job before a claim is a hint. */
-static void work(tc_pool *pool, int32_t self, unsigned epoch) {
-    int32_t members = (int32_t)atomic_load_explicit(&pool->members, memory_order_relaxed);
+/* Does the parts of this thread's share, then whatever is left of others', and says how many. */
+static void work(tc_pool *pool, int32_t self, word ticket) {
+    int32_t members = members_in(ticket), cuts = cuts_in(ticket);
     if (self >= members) return;
-    for (int32_t i = 0; i < members * PARTS_PER_THREAD; i++) {
-        int32_t member = (self + i / PARTS_PER_THREAD) % members, part = i % PARTS_PER_THREAD;
-        if (!claim(&pool->workers[member].parts[part], epoch)) {
-            if (atomic_load_explicit(&pool->unclaimed, memory_order_relaxed) == 0) return;
-            continue;
+    struct worker *here = &pool->workers[self];
+    word count = 0, failed = 0;
+    for (int32_t i = 0; i < members; i++) {
+        int32_t member = (self + i) % members, part;
+        while ((part = take_part(&pool->workers[member], ticket)) >= 0) {
+            int32_t status = run_part(pool, ticket, member, part, self), place = member * cuts + part;
+            count++;
+            if (status == 0 || (failed && here->failed_part < place)) continue;
+            failed = FAILED;
+            here->failed_part = place;
+            here->status = status;
         }
-        atomic_fetch_sub_explicit(&pool->unclaimed, 1, memory_order_relaxed);
-        run_part(pool, member, part, self);
-        if (atomic_fetch_sub(&pool->remaining, 1) == 1 && atomic_load(&pool->waiting)) tc_wake(&pool->remaining, 1);
     }
+    if (count == 0) return;
+    atomic_store(&here->done, number_of(ticket) << NUMBER_SHIFT | failed | count);
+    if (self == 0 || !atomic_load(&pool->waiting)) return;
+    atomic_fetch_add(&pool->finished, 1);
+    tc_wake(&pool->finished, 1);
 }
 
-/* Returns when *word is not `old` any more: spins, then sleeps, counted in *sleepers. */
-static unsigned await_change(atomic_uint *word, unsigned old, atomic_uint *sleepers) {
-    unsigned now = old;
+/* The ticket that follows: spins for it, then sleeps. */
+static word await_ticket(tc_pool *pool, struct worker *worker, word old) {
+    word now;
     int64_t start = tc_now();
-    for (int spins = 1; (now = atomic_load_explicit(word, memory_order_acquire)) == old; spins++) {
+    for (int spins = 1; (now = atomic_load_explicit(&pool->ticket, memory_order_acquire)) == old; spins++) {
         tc_relax();
         if (spins % SPINS_PER_CLOCK == 0 && tc_now() - start > SPIN_NS) break;
     }
-    if (now != old) return now;
-    atomic_fetch_add(sleepers, 1);
-    while ((now = atomic_load(word)) == old) tc_wait(word, old);
-    atomic_fetch_sub(sleepers, 1);
+    while (now == old) {
+        atomic_store(&worker->asleep, 1);
+        if (atomic_load(&pool->ticket) == old) tc_wait(&worker->asleep, 1);
+        atomic_store(&worker->asleep, 0);
+        now = atomic_load(&pool->ticket);
+    }
     return now;
 }
 
 static void worker_body(void *argument) {
     struct worker *worker = argument;
     tc_pool *pool = worker->pool;
-    unsigned epoch = worker->epoch;
+    word ticket = worker->ticket;
     tc_float_enter();
     for (;;) {
-        epoch = await_change(&pool->epoch, epoch, &pool->sleepers);
+        ticket = await_ticket(pool, worker, ticket);
         if (atomic_load(&pool->stop)) return;
-        work(pool, worker->index, epoch);
+        work(pool, worker->index, ticket);
     }
 }
 
@@ -176,17 +216,14 @@ static void start_workers(tc_pool *pool) {
         pool->generation = generation;
         pool->started = 0;
         pool->wanted = pool->threads - 1;
-        atomic_store(&pool->sleepers, 0);
         atomic_store(&pool->waiting, 0);
     }
-    unsigned epoch = atomic_load(&pool->epoch);
-    for (int32_t i = 0; i < pool->threads; i++)
-        for (int32_t k = 0; k < PARTS_PER_THREAD; k++) atomic_store(&pool->workers[i].parts[k].claim, epoch);
     while (pool->started < pool->wanted) {
         struct worker *worker = &pool->workers[pool->started + 1];
         worker->index = pool->started + 1;
         worker->pool = pool;
-        worker->epoch = epoch;
+        worker->ticket = atomic_load(&pool->ticket);
+        atomic_store(&worker->asleep, 0);
         if (tc_thread_start(&worker->thread, worker_body, worker) != 0) {
             pool->wanted = pool->started;
             break;
@@ -208,45 +245,46 @@ static int32_t cuts_of(int64_t grains, int64_t members) {
     return cuts;
 }
 
-static void publish(tc_pool *pool, const tc_job *job, int32_t members, int32_t cuts) {
-    unsigned epoch = atomic_load(&pool->epoch) + 1;
-    pool->job = *job;
-    atomic_store_explicit(&pool->members, (unsigned)members, memory_order_relaxed);
-    atomic_store_explicit(&pool->cuts, (unsigned)cuts, memory_order_relaxed);
-    atomic_store_explicit(&pool->unclaimed, (unsigned)(members * cuts), memory_order_relaxed);
-    atomic_store_explicit(&pool->remaining, (unsigned)(members * cuts), memory_order_relaxed);
-    for (int32_t i = 0; i < pool->threads; i++)
-        for (int32_t k = i < members ? cuts : 0; k < PARTS_PER_THREAD; k++)
-            atomic_store_explicit(&pool->workers[i].parts[k].claim, epoch, memory_order_relaxed);
-    atomic_store(&pool->epoch, epoch);
-    if (atomic_load(&pool->sleepers) > 0) tc_wake(&pool->epoch, members - 1);
-    work(pool, 0, epoch);
+/* What the thread said of the job, 0: nothing yet. */
+static word said(const struct worker *worker, word ticket) {
+    word done = atomic_load(&worker->done);
+    return number_of(done) == number_of(ticket) ? done & (FAILED | LOW_BITS(COUNT_BITS)) : 0;
 }
 
-static void await_parts(tc_pool *pool) {
+static int is_over(const tc_pool *pool, word ticket) {
+    int32_t members = members_in(ticket);
+    word left = (word)members * (word)cuts_in(ticket);
+    for (int32_t i = 0; i < members && left > 0; i++) left -= said(&pool->workers[i], ticket) & LOW_BITS(COUNT_BITS);
+    return left == 0;
+}
+
+static void await_parts(tc_pool *pool, word ticket) {
     int64_t start = tc_now();
-    for (int spins = 1; atomic_load_explicit(&pool->remaining, memory_order_acquire) != 0; spins++) {
+    for (int spins = 1; !is_over(pool, ticket); spins++) {
         tc_relax();
         if (spins % SPINS_PER_CLOCK != 0 || tc_now() - start < SPIN_NS) continue;
         atomic_store(&pool->waiting, 1);
-        unsigned left = atomic_load(&pool->remaining);
-        if (left != 0) tc_wait(&pool->remaining, left);
+        unsigned finished = atomic_load(&pool->finished);
+        if (!is_over(pool, ticket)) tc_wait(&pool->finished, finished);
         atomic_store(&pool->waiting, 0);
     }
 }
 
-static int32_t first_failure(const tc_pool *pool, int32_t members, int32_t cuts) {
-    for (int32_t i = 0; i < members; i++)
-        for (int32_t k = 0; k < cuts; k++)
-            if (pool->workers[i].parts[k].status != 0) return pool->workers[i].parts[k].status;
-    return 0;
+/* The status of the first part that failed. */
+static int32_t first_failure(const tc_pool *pool, word ticket) {
+    const struct worker *first = NULL;
+    for (int32_t i = 0; i < members_in(ticket); i++) {
+        const struct worker *worker = &pool->workers[i];
+        if ((said(worker, ticket) & FAILED) && (first == NULL || worker->failed_part < first->failed_part)) first = worker;
+    }
+    return first == NULL ? 0 : first->status;
 }
 
-/* The part that a thread takes next, of those that a count has not yet taken: its time is then negative. */
-static struct part *next_part(const tc_pool *pool, int32_t members, int32_t cuts, int32_t self) {
+/* The time of the part that a thread takes next, of those that a count has not yet taken: that is then negative. */
+static int64_t *next_part(const tc_pool *pool, int32_t members, int32_t cuts, int32_t self) {
     for (int32_t i = 0; i < members * cuts; i++) {
-        struct part *part = &pool->workers[(self + i / cuts) % members].parts[i % cuts];
-        if (part->spent >= 0) return part;
+        int64_t *spent = &pool->workers[(self + i / cuts) % members].spent[i % cuts];
+        if (*spent >= 0) return spent;
     }
     return NULL;
 }
@@ -259,10 +297,10 @@ static void count_spent(tc_pool *pool, int32_t members, int32_t cuts) {
         int32_t idle = 0;
         for (int32_t k = 1; k < members; k++)
             if (pool->workers[k].load < pool->workers[idle].load) idle = k;
-        struct part *part = next_part(pool, members, cuts, idle);
-        pool->workers[idle].load += part->spent;
-        spent->busy += part->spent;
-        part->spent = -1;
+        int64_t *part = next_part(pool, members, cuts, idle);
+        pool->workers[idle].load += *part;
+        spent->busy += *part;
+        *part = -1;
     }
     int64_t most = 0;
     for (int32_t i = 0; i < members; i++)
@@ -278,9 +316,12 @@ int32_t tc_pool_run(tc_pool *pool, const tc_job *job) {
     if (members <= 1 || !acquire(pool)) return job->kernel(job->args, 0, job->extent, job->scratch);
     int32_t cuts = cuts_of(grains, members);
     if (pool->started < pool->wanted || pool->generation != tc_fork_generation()) start_workers(pool);
-    publish(pool, job, (int32_t)members, cuts);
-    await_parts(pool);
-    int32_t status = first_failure(pool, (int32_t)members, cuts);
+    pool->job = *job;
+    word ticket = next_ticket(pool, (int32_t)members, cuts);
+    publish(pool, ticket);
+    work(pool, 0, ticket);
+    await_parts(pool, ticket);
+    int32_t status = first_failure(pool, ticket);
     if (job->spent != NULL) count_spent(pool, (int32_t)members, cuts);
     atomic_store_explicit(&pool->owner, 0, memory_order_release);
     return status;
