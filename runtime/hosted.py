@@ -18,13 +18,13 @@ from tcompile.runtime.loader import Archive
 from tcompile.runtime.measure import CallProfile, Profile
 from tcompile.runtime.pool import Pool, shared_pool
 from tcompile.runtime.reports import combined
-from tcompile.runtime.segments import open_native
+from tcompile.runtime.segments import HOST_PLAN, open_native
 from tcompile.runtime.specs import SiteSpec
 
 if TYPE_CHECKING:
     from tcompile.runtime.segments import AnyExecutable
 
-PLAN, DIGEST = "host.json", "host.sha256"
+DIGEST = "host.sha256"
 Inputs = Mapping[str, Any] | Sequence[Any]
 
 
@@ -40,7 +40,7 @@ class HostedExecutable:
         self._archive: Archive | None = archive
         self._requested = None if isinstance(threads, Pool) else threads
         self._pool = shared_pool(threads)
-        plan: Plan = read_plan(archive.checked(PLAN, DIGEST, "host steps"))
+        plan: Plan = read_plan(archive.checked(HOST_PLAN, DIGEST, "host steps"))
         self._plan = plan
         parts = [memoryview(archive.part(f"segments/{k}.tcm")) for k in range(plan.segments)]
         self._place = device

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tcompile.runtime.cuda_device import Device
-from tcompile.runtime.hosted import PLAN, HostedExecutable
 from tcompile.runtime.loader import Archive, Source
 from tcompile.runtime.pool import Pool
-from tcompile.runtime.segments import open_native
+from tcompile.runtime.segments import HOST_PLAN, open_native
 
 if TYPE_CHECKING:
+    from tcompile.runtime.hosted import HostedExecutable
     from tcompile.runtime.segments import AnyExecutable
 
 
@@ -26,6 +26,8 @@ def load(source: Source, threads: int | Pool | None = None, device: str | Device
     device's driver or PyCUDA is missing.
     """
     archive = Archive(source)
-    if PLAN in archive:
+    if HOST_PLAN in archive:
+        from tcompile.runtime.hosted import HostedExecutable
+
         return HostedExecutable(archive, threads=threads, device=device)
     return open_native(archive, threads, device)

@@ -1,4 +1,4 @@
-"""Opening compiled code without host ops: for the CPU, or for a GPU."""
+"""Opening compiled code without host ops: for the CPU, or for a GPU. What kinds of artifacts are told apart by."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     AnyExecutable = Executable | CudaExecutable
 
 CUDA_PLAN = "cuda.json"
+HOST_PLAN = "host.json"  # of an artifact that has host ops
 
 
 def open_native(archive: Archive, threads: int | Pool | None, device: str | Device | None) -> AnyExecutable:

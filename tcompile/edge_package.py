@@ -24,7 +24,7 @@ from typing import Any
 import tcompile
 from tcompile import runtime
 from tcompile.errors import Error, UnsupportedError
-from tcompile.runtime.hosted import PLAN
+from tcompile.runtime.segments import HOST_PLAN
 from tcompile.runtime.loader import Archive, checked_descriptor
 
 _TEMPLATES = Path(__file__).with_name("edge")
@@ -40,7 +40,7 @@ def package(artifact: str | os.PathLike[str] | bytes, folder: str | os.PathLike[
     """
     folder = Path(folder)
     archive = Archive(artifact)
-    if PLAN in archive:
+    if HOST_PLAN in archive:
         hint = "compile with host_ops=False to see which operators need it"
         raise UnsupportedError("the model needs Python at run time, so no C program can run it alone", hint=hint)
     if "descriptor.bin" not in archive:
