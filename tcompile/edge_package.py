@@ -24,8 +24,8 @@ from typing import Any
 import tcompile
 from tcompile import runtime
 from tcompile.errors import Error, UnsupportedError
-from tcompile.runtime.segments import HOST_PLAN
 from tcompile.runtime.loader import Archive, checked_descriptor
+from tcompile.runtime.segments import HOST_PLAN
 
 _TEMPLATES = Path(__file__).with_name("edge")
 _RUNTIME = "native"
