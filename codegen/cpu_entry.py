@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tcompile.codegen.cpu_entry_calls import Calls, new_text
+from tcompile.codegen.cpu_entry_calls import new_text
+from tcompile.codegen.cpu_entry_concurrent import ConcurrentCalls
 from tcompile.codegen.cpu_entry_frame import CODES, HELPERS, field, set_field
-from tcompile.codegen.cpu_entry_text import Text
+from tcompile.codegen.cpu_entry_text import Text, function
 from tcompile.codegen.memory import Plan
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike
 from tcompile.ir.loops import Kernel, Status
-from tcompile.ir.program import Allocate, BindDim, Buffer, Call, Copy, If, Instruction, Loop, Program, Require, SetDim
+from tcompile.ir.program import Allocate, BindDim, Buffer, Call, Concurrent, Copy, If, Instruction, Loop, Program, Require, SetDim
 from tcompile.ir.program_text import program_kernels
 from tcompile.ir.target import Target
 
@@ -40,13 +41,8 @@ def emit_entry(program: Program, plan: Plan, scratch: dict[Kernel, DimLike], tar
     prepared = _prepare(program, plan, run.scratch_bytes)
     declared = [f'declare hidden i32 @"{kernel.name}"(ptr, i64, i64, ptr) nounwind' for kernel in program_kernels(program)]
     attributes = f'attributes #0 = {{ nounwind "no-builtins" "target-cpu"="{target.cpu}" }}'
-    text = "\n".join((f'target triple = "{target.triple}"', *declared, HELPERS, prepared, body, attributes, ""))
+    text = "\n".join((f'target triple = "{target.triple}"', *declared, HELPERS, prepared, *run.functions, body, attributes, ""))
     return Entry(text, plan.arena_bytes, run.scratch_bytes, tuple(owner for owner in run.slots if isinstance(owner, Kernel)))
-
-
-def _function(name: str, text: Text) -> str:
-    lines = "\n".join((*text.prologue, "br label %start", "start:", *text.lines))
-    return f"define i32 @{name}(ptr %frame) #0 {{\nentry:\n{lines}\n}}"
 
 
 def _prepare(program: Program, plan: Plan, scratch: DimLike) -> str:
@@ -56,7 +52,7 @@ def _prepare(program: Program, plan: Plan, scratch: DimLike) -> str:
     set_field(text, "scratch_bytes", text.dim(scratch))
     _write_shapes(program, text, at_entry=True)
     text.line("ret i32 0")
-    return _function("tc_prepare", text)
+    return function("tc_prepare", text)
 
 
 def _write_shapes(program: Program, text: Text, *, at_entry: bool) -> None:
@@ -71,7 +67,7 @@ def _write_shapes(program: Program, text: Text, *, at_entry: bool) -> None:
             text.line(f"store i64 {text.dim(extent) if known or not at_entry else -1}, ptr {place}, align 8")
 
 
-class _Run(Calls):
+class _Run(ConcurrentCalls):
     """``tc_run``, instruction by instruction."""
 
     def function(self) -> str:
@@ -86,8 +82,8 @@ class _Run(Calls):
         text.line(f"call void @tc_mark(ptr %frame, i64 {self.calls})")
         text.start(done)
         text.line("ret i32 0")
-        text.prologue[:0] = [f"%args = alloca [{self.arguments} x i64], align 16", *self.allocas]
-        return _function("tc_run", text)
+        text.prologue[:0] = [self.argument_place(), *self.allocas]
+        return function("tc_run", text)
 
     def _hand_out(self) -> None:
         """Pointers of growing outputs."""
@@ -116,6 +112,8 @@ class _Run(Calls):
                     self._if(instruction)
                 case Loop():
                     self._loop(instruction)
+                case Concurrent():
+                    self.concurrent(instruction)
                 case Require():
                     self._require(instruction)
 

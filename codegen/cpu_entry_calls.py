@@ -22,7 +22,7 @@ from tcompile.ir.program import Buffer, Call, Program, Role
 # Work is counted in floating-point operations of a well-fed vector unit, some 50 a nanosecond; an element moved
 # costs as much as twelve.
 _ELEMENT_WORK = 12
-_PARALLEL_WORK = 600_000  # less is done sooner than threads answer: a few microseconds
+PARALLEL_WORK = 600_000  # less is done sooner than threads answer: a few microseconds
 _GRAIN_WORK = 200_000  # what a thread takes at once
 _POLL_WORK = 1_000_000  # calls of at least this much look for a cancellation first
 
@@ -53,6 +53,18 @@ class Calls:
         self.slots: dict[Buffer | Kernel, Slot] = {}
         self.scratch_bytes: DimLike = 0
         self.arguments = 1
+        self.functions: list[str] = []
+
+    def argument_place(self) -> str:
+        """Where the arguments of calls stand, on the stack of a function."""
+        return f"%args = alloca [{self.arguments} x i64], align 16"
+
+    def end_profile(self) -> None:
+        """The call before ends here, as far as profiles go."""
+        marked, go = self.text.label("marked"), self.text.label("go")
+        self.text.branch(self.profiled(), marked, go)
+        self.text.line("call void @tc_mark(ptr %frame, i64 -1)")
+        self.text.start(go)
 
     def profiled(self) -> str:
         return self.text.once(f"icmp ne i64 {field(self.text, 'profile', 'i64')}, 0")
@@ -160,10 +172,10 @@ class Calls:
     def _launch(self, call: Call) -> None:
         text, kernel, number = self.text, call.kernel, self.calls
         values = dict(zip(kernel.dims, call.dims, strict=True))
-        work = _work(kernel, values)
+        work = work_of(kernel, values)
         if not isinstance(work, int) or work >= _POLL_WORK:
             self.poll()
-        scratch = self._scratch(kernel, values)
+        scratch = self._scratch(call)
         self._arguments(call)
         if self.bounds:
             self._check_sizes(call, values)
@@ -193,8 +205,8 @@ class Calls:
                 self._stop_beyond(text.dim(size), text.value(f"load i64, ptr {slot.capacity}, align 8"))
             elif size != held:
                 self._stop_beyond(text.dim(size), text.dim(held))
-        scratch = dims.substitute(self.scratch[call.kernel], values, self.program.symbols)
-        if self._entry_bound(scratch) is not None and scratch != 0:
+        scratch = self.scratch_of(call)
+        if self.entry_bound(scratch) is not None and scratch != 0:
             self._stop_beyond(text.dim(scratch), field(text, "scratch_bytes", "i64"))
 
     def _held(self, buffer: Buffer) -> DimLike | None:
@@ -220,11 +232,11 @@ class Calls:
 
     def _maybe_parallel(self, kernel: Kernel, extent: DimLike, work: DimLike, scratch: str) -> str:
         text = self.text
-        if (isinstance(extent, int) and extent <= 1) or (isinstance(work, int) and work < _PARALLEL_WORK):
+        if (isinstance(extent, int) and extent <= 1) or (isinstance(work, int) and work < PARALLEL_WORK):
             return self._direct(kernel, text.dim(extent), scratch)
         turns, amount = text.dim(extent), text.dim(work)
         several = text.value(f"icmp sgt i64 {turns}, 1")
-        enough = text.value(f"icmp sge i64 {amount}, {_PARALLEL_WORK}")
+        enough = text.value(f"icmp sge i64 {amount}, {PARALLEL_WORK}")
         threads = text.once(f"icmp sgt i64 {field(text, 'threads', 'i64')}, 1")
         worth = text.value(f"and i1 {several}, {enough}")
         parallel, direct, after = text.label("parallel"), text.label("direct"), text.label("after")
@@ -241,10 +253,14 @@ class Calls:
         text.start(after)
         return text.value(f"phi i32 [ {shared}, %{parallel} ], [ {alone}, %{direct} ]")
 
-    def _scratch(self, kernel: Kernel, values: dict[str, DimLike]) -> _Scratch:
+    def scratch_of(self, call: Call) -> DimLike:
+        """The bytes of scratch that a call needs."""
+        return dims.substitute(self.scratch[call.kernel], dict(zip(call.kernel.dims, call.dims, strict=True)), self.program.symbols)
+
+    def _scratch(self, call: Call) -> _Scratch:
         """The thread's scratch; a growing slot where only the run knows how much the kernel needs."""
-        size = dims.substitute(self.scratch[kernel], values, self.program.symbols)
-        bound = self._entry_bound(size)
+        kernel, size = call.kernel, self.scratch_of(call)
+        bound = self.entry_bound(size)
         if bound is not None:
             self.scratch_bytes = dims.maximum(self.scratch_bytes, bound, self.program.symbols)
             return _Scratch(field(self.text, "scratch"))
@@ -252,7 +268,7 @@ class Calls:
         self.grow(slot, self.text.dim(size))
         return _Scratch(self.text.value(f"load ptr, ptr {slot.pointer}, align 8"), own=True)
 
-    def _entry_bound(self, size: DimLike) -> DimLike | None:
+    def entry_bound(self, size: DimLike) -> DimLike | None:
         """A size over entry symbols that the given one never exceeds; None where the run alone knows."""
         entry = set(self.program.entry_symbols)
         for _ in range(8):
@@ -281,6 +297,7 @@ def _parallel_extent(kernel: Kernel, values: dict[str, DimLike]) -> DimLike | No
     return dims.substitute(first.extent, values)
 
 
-def _work(kernel: Kernel, values: dict[str, DimLike]) -> DimLike:
+def work_of(kernel: Kernel, values: dict[str, DimLike]) -> DimLike:
+    """The work of a call: floating-point operations, and elements moved by what they cost."""
     moved = sum((dims.product(param.shape) for param in kernel.params), 0)
     return dims.substitute(kernel.flops + moved * _ELEMENT_WORK, values)

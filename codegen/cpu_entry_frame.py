@@ -43,6 +43,18 @@ define internal i32 @tc_fail(ptr %frame, i32 %status, i64 %site, i64 %value) noi
   ret i32 %status
 }}
 
+define internal void @tc_blame(ptr %frame, ptr %block) noinline #0 {{
+  %from = getelementptr i64, ptr %block, i64 {FRAME.index("failed_call")}
+  %site = load i64, ptr %from, align 8
+  %from.value = getelementptr i64, ptr %block, i64 {FRAME.index("failed_value")}
+  %value = load i64, ptr %from.value, align 8
+  %to = getelementptr i64, ptr %frame, i64 {FRAME.index("failed_call")}
+  store i64 %site, ptr %to, align 8
+  %to.value = getelementptr i64, ptr %frame, i64 {FRAME.index("failed_value")}
+  store i64 %value, ptr %to.value, align 8
+  ret void
+}}
+
 define internal void @tc_mark(ptr %frame, i64 %call) noinline #0 {{
   %host = load ptr, ptr %frame, align 8
   %place = getelementptr ptr, ptr %host, i64 {HOST.index("mark")}

@@ -10,6 +10,12 @@ from tcompile.ir import dims
 from tcompile.ir.dims import Call, DimLike, Ranges, Symbol
 
 
+def function(name: str, text: Text, kind: str = "define") -> str:
+    """The text of a function of a frame."""
+    lines = "\n".join((*text.prologue, "br label %start", "start:", *text.lines))
+    return f"{kind} i32 @{name}(ptr %frame) #0 {{\nentry:\n{lines}\n}}"
+
+
 class Text:
     """One function under construction."""
 

@@ -1,7 +1,8 @@
 """When each buffer of a program holds something, and where a result may take the place of an operand.
 
 Positions count instructions in program order, bodies included. The caller's memory is used from before the first
-instruction (inputs) and until after the last (outputs).
+instruction (inputs) and until after the last (outputs). What lives across the edge of a loop lives through all of it, and so
+does what lives across the edge of concurrent blocks; what lives inside one of these meets all that lives in another.
 """
 
 from __future__ import annotations
@@ -10,17 +11,30 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tcompile.ir import dims
-from tcompile.ir.program import Buffer, Call, Copy, If, Instruction, Loop, Program, Role
-from tcompile.ir.program_text import buffers_of
+from tcompile.ir.program import Buffer, Call, Concurrent, Copy, Instruction, Loop, Program, Role
+from tcompile.ir.program_text import blocks_of, buffers_of
+
+
+@dataclass(frozen=True)
+class ConcurrentBlock:
+    """The positions of a block of a Concurrent, and those of the Concurrent."""
+
+    span: tuple[int, int]
+    group: tuple[int, int]
+
+    def beside(self, other: ConcurrentBlock | None) -> bool:
+        """Whether both may run at once."""
+        return other is not None and self.group == other.group and self.span != other.span
 
 
 @dataclass(frozen=True)
 class Life:
-    """Positions of the first and last use of a buffer."""
+    """Positions of the first and last use of a buffer; ``block``: the concurrent block that it lives in, with all of its group."""
 
     buffer: Buffer
     start: int
     end: int
+    block: ConcurrentBlock | None = None
 
 
 def lifetimes(program: Program) -> list[Life]:
@@ -85,10 +99,10 @@ def _walked(program: Program) -> _Walker:
 def _lives(walker: _Walker) -> dict[Buffer, Life]:
     found = {}
     for buffer, (start, end) in walker.uses.items():
-        for first, last in walker.loops:  # inner loops come first
+        for first, last in walker.spans:  # inner ones come first
             if (start < first <= end or start <= last < end) and start <= last and end >= first:
                 start, end = min(start, first), max(end, last)
-        found[buffer] = Life(buffer, start, end)
+        found[buffer] = Life(buffer, start, end, walker.block_of(start, end))
     return found
 
 
@@ -96,7 +110,8 @@ class _Walker:
     def __init__(self) -> None:
         self.position = 0
         self.uses: dict[Buffer, tuple[int, int]] = {}
-        self.loops: list[tuple[int, int]] = []
+        self.spans: list[tuple[int, int]] = []  # of loops, and of groups of concurrent blocks and each of the blocks
+        self.concurrent: list[ConcurrentBlock] = []
         self.instructions: list[tuple[int, Instruction]] = []
 
     def block(self, body: Iterable[Instruction]) -> None:
@@ -106,16 +121,32 @@ class _Walker:
             for buffer in buffers_of(instruction):
                 self.use(buffer)
             match instruction:
-                case If():
-                    self.block(instruction.then)
-                    self.block(instruction.otherwise)
+                case Concurrent():
+                    self._concurrent(instruction)
                 case Loop():
                     first = self.position
                     self.block(instruction.body)
                     self.position += 1
                     if instruction.cond is not None:
                         self.use(instruction.cond)
-                    self.loops.append((first, self.position))
+                    self.spans.append((first, self.position))
+                case _:
+                    for inner in blocks_of(instruction):
+                        self.block(inner)
+
+    def _concurrent(self, group: Concurrent) -> None:
+        """What lives across the edge of a block lives through the group: nothing says which block comes first."""
+        first, blocks = self.position, []
+        for branch in group.branches:
+            start = self.position + 1
+            self.block(branch)
+            blocks.append((start, self.position))
+        self.spans.append((first, self.position))
+        self.concurrent += [ConcurrentBlock(span, (first, self.position)) for span in blocks]
+
+    def block_of(self, start: int, end: int) -> ConcurrentBlock | None:
+        """The concurrent block that a whole life is in."""
+        return next((block for block in self.concurrent if block.span[0] <= start and end <= block.span[1]), None)
 
     def use(self, buffer: Buffer) -> None:
         start, _ = self.uses.get(buffer, (self.position, 0))

@@ -4,14 +4,14 @@ A TEMP buffer lives from its first to its last use; one that lives across the ed
 Where a kernel may write a result over an operand that it is the last to read, both buffers are one (``aliases``).
 Buffers of constant size are packed best fit, largest first, at constant offsets; those whose size depends on entry
 symbols share slots behind them, whose sizes the prepared shapes decide. What the run itself sizes gets a
-growing slot of the host.
+growing slot of the host. Buffers of blocks that run at once share nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tcompile.codegen.lifetimes import handovers, lifetimes
+from tcompile.codegen.lifetimes import ConcurrentBlock, handovers, lifetimes
 from tcompile.codegen.signature import Weight, place_weights
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Ranges
@@ -54,13 +54,15 @@ class _Tenant:
     buffers: list[Buffer]
     start: int
     end: int
+    block: ConcurrentBlock | None
 
     @property
     def size(self) -> DimLike:
         return _bytes(self.buffers[0])
 
     def meets(self, other: _Tenant) -> bool:
-        return self.start <= other.end and other.start <= self.end
+        beside = self.block is not None and self.block.beside(other.block)
+        return beside or (self.start <= other.end and other.start <= self.end)
 
 
 def plan(program: Program) -> Plan:
@@ -91,7 +93,7 @@ def _tenants(program: Program) -> list[_Tenant]:
             before.end = life.end
             place[buffer] = before
         else:
-            place[buffer] = _Tenant([buffer], life.start, life.end)
+            place[buffer] = _Tenant([buffer], life.start, life.end, life.block)
     return list({id(tenant): tenant for tenant in place.values()}.values())
 
 

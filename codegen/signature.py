@@ -5,7 +5,7 @@ The order of symbols, calls and requirements stated here is the one that the nat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,8 @@ from tcompile.ir import dims
 from tcompile.ir.dims import Dim, DimLike
 from tcompile.ir.dtypes import DType, from_numpy
 from tcompile.ir.loops import Kernel
-from tcompile.ir.program import BindDim, Buffer, Call, If, Instruction, Loop, Pitch, Program, Require, Role
+from tcompile.ir.program import BindDim, Buffer, Call, Pitch, Program, Require, Role
+from tcompile.ir.program_text import walk
 
 WEIGHT_ALIGN = 64
 
@@ -100,18 +101,6 @@ class Signature:
     shares: tuple[tuple[int, int], ...] = ()
 
 
-def instructions(body: Iterable[Instruction]) -> Iterator[Instruction]:
-    """All instructions in program order: an If or Loop, then what is in it."""
-    for instruction in body:
-        yield instruction
-        match instruction:
-            case If():
-                yield from instructions(instruction.then)
-                yield from instructions(instruction.otherwise)
-            case Loop():
-                yield from instructions(instruction.body)
-
-
 def symbol_order(program: Program) -> tuple[str, ...]:
     """The order of a frame's dims: entry symbols, then the others as the program lists them."""
     return (*program.entry_symbols, *(name for name in program.symbols if name not in program.entry_symbols))
@@ -145,8 +134,8 @@ def signature(program: Program, work: Mapping[Kernel, Work] | None = None) -> Si
         entry_symbols=len(program.entry_symbols),
         inputs=inputs,
         outputs=tuple(_output(program, buffer, name) for buffer, name in zip(program.outputs, program.output_names, strict=True)),
-        calls=tuple(_call(i, (work or {}).get(i.kernel, Work())) for i in instructions(program.body) if isinstance(i, Call)),
-        requirements=tuple(_requirement(i) for i in instructions(program.body) if isinstance(i, BindDim | Require)),
+        calls=tuple(_call(i, (work or {}).get(i.kernel, Work())) for i in walk(program.body) if isinstance(i, Call)),
+        requirements=tuple(_requirement(i) for i in walk(program.body) if isinstance(i, BindDim | Require)),
         notes=dict(program.notes),
         shares=tuple(shared(program)),
     )

@@ -115,6 +115,16 @@ class Loop:
 
 
 @dataclass(frozen=True, eq=False)
+class Concurrent:
+    """Runs blocks, each of them once, in any order or at once: none reads or writes what another writes, symbols included.
+
+    A block is a chain of calls and copies that ends in a Loop; the loops have one trip, no condition, and nothing that grows.
+    """
+
+    branches: tuple[tuple[Instruction, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Require:
     """Stops the run unless ``expr`` >= 0."""
 
@@ -123,7 +133,7 @@ class Require:
     source: tuple[str, ...] = ()
 
 
-Instruction = Call | BindDim | SetDim | Allocate | Copy | If | Loop | Require
+Instruction = Call | BindDim | SetDim | Allocate | Copy | If | Loop | Concurrent | Require
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from tcompile.ir.interpret import bind_symbols
 from tcompile.ir.loops import Status
 from tcompile.ir.loops_evaluate import compile_dim
 from tcompile.ir.loops_interpret import run_kernel
-from tcompile.ir.program import Allocate, BindDim, Buffer, Call, Copy, If, Instruction, Loop, Program, Require, Role, SetDim
+from tcompile.ir.program import Allocate, BindDim, Buffer, Call, Concurrent, Copy, If, Instruction, Loop, Program, Require, Role, SetDim
 
 
 class ProgramStop(ExecutionError):
@@ -92,6 +92,9 @@ class _Run:
                 self.block(instruction.then if taken else instruction.otherwise)
             case Loop():
                 self._loop(instruction)
+            case Concurrent():
+                for branch in instruction.branches:
+                    self.block(branch)
             case Require():
                 if self.value(instruction.expr) < 0:
                     raise ProgramStop(Status.SHAPE, instruction.source, instruction.message)

@@ -14,7 +14,22 @@ from tcompile.ir import dims, dtypes
 from tcompile.ir.dims import DimLike, Range
 from tcompile.ir.loops import Kernel
 from tcompile.ir.loops_parse import parse_kernel
-from tcompile.ir.program import Allocate, BindDim, Buffer, Call, Copy, If, Instruction, Loop, Pitch, Program, Require, Role, SetDim
+from tcompile.ir.program import (
+    Allocate,
+    BindDim,
+    Buffer,
+    Call,
+    Concurrent,
+    Copy,
+    If,
+    Instruction,
+    Loop,
+    Pitch,
+    Program,
+    Require,
+    Role,
+    SetDim,
+)
 
 T = TypeVar("T")
 _NAME = re.compile(r'"(?:[^"\\]|\\.)*"|[\w./~-]+(?::[\w./~-]+)*', re.ASCII)
@@ -195,7 +210,7 @@ class _Parser:
         found: list[Instruction] = []
         while self.position < len(self.lines):
             number, text = self.lines[self.position]
-            if len(text) - len(text.lstrip(" ")) != 2 * depth or text.strip() == "else":
+            if len(text) - len(text.lstrip(" ")) != 2 * depth or text.strip() in ("else", "and"):
                 break
             self.position += 1
             found.append(self._read((number, text), lambda cursor: self._instruction(cursor, depth)))
@@ -249,11 +264,20 @@ class _Parser:
             cond, then = self._buffer(line), self._block(depth + 1)
             self._else(depth)
             return If(cond, then, self._block(depth + 1))
+        if line.take("concurrent"):
+            return self._concurrent(depth)
         line.expect("loop ")
         counter = line.name()
         trip = line.dim(" while ") if line.take("<") else None
         cond = self._buffer(line) if line.take("while ") else None
         return Loop(counter, trip, cond, self._block(depth + 1))
+
+    def _concurrent(self, depth: int) -> Concurrent:
+        branches = [self._block(depth + 1)]
+        while self.position < len(self.lines) and self.lines[self.position][1] == "  " * depth + "and":
+            self.position += 1
+            branches.append(self._block(depth + 1))
+        return Concurrent(tuple(branches))
 
     def _else(self, depth: int) -> None:
         number, text = self.lines[self.position] if self.position < len(self.lines) else (0, "")

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 
 from tcompile.ir.dims import DimLike, Range
 from tcompile.ir.loops import Kernel
-from tcompile.ir.program import Allocate, BindDim, Buffer, Call, Copy, If, Instruction, Loop, Program, Require, Role, SetDim
+from tcompile.ir.program import Allocate, BindDim, Buffer, Call, Concurrent, Copy, If, Instruction, Loop, Program, Require, Role, SetDim
 
 _PLAIN = re.compile(r"[\w./~:-]+", re.ASCII)
 
@@ -32,15 +32,23 @@ def print_program(program: Program, *, kernels: bool = True) -> str:
 
 
 def walk(body: Iterable[Instruction]) -> Iterator[Instruction]:
-    """All instructions in program order: an If or Loop, then what is in it."""
+    """All instructions in program order: an If, Loop or Concurrent, then what is in it."""
     for instruction in body:
         yield instruction
-        match instruction:
-            case If():
-                yield from walk(instruction.then)
-                yield from walk(instruction.otherwise)
-            case Loop():
-                yield from walk(instruction.body)
+        for block in blocks_of(instruction):
+            yield from walk(block)
+
+
+def blocks_of(instruction: Instruction) -> tuple[tuple[Instruction, ...], ...]:
+    """The blocks inside an instruction, in program order."""
+    match instruction:
+        case If():
+            return instruction.then, instruction.otherwise
+        case Loop():
+            return (instruction.body,)
+        case Concurrent():
+            return instruction.branches
+    return ()
 
 
 def program_kernels(program: Program) -> list[Kernel]:
@@ -128,6 +136,8 @@ def _lines(instruction: Instruction) -> list:
         case Loop(counter=counter, trip=trip, cond=cond, body=body):
             limit = "" if trip is None else f" < {trip}"
             return [f"loop {counter}{limit}{'' if cond is None else f' while {_name(cond)}'}", ("", body)]
+        case Concurrent(branches=(first, *others)):
+            return ["concurrent", ("", first), *(("and", branch) for branch in others)]
         case Require(expr=expr, message=message):
             return [f"require {expr} >= 0: {json.dumps(message)}{_source(instruction.source)}"]
     raise TypeError(f"not a program instruction: {instruction!r}")

@@ -6,17 +6,20 @@
 4. Symbols are bound before an expression uses them: entry symbols by the inputs, others by BindDim, SetDim or a loop.
 5. A buffer is passed twice to one call only where no parameter it stands for is written, or the kernel's aliases say so.
 6. A TEMP buffer's shape depends on entry symbols only; a weight has its value.
+7. Blocks of a Concurrent end in loops of one trip without a condition, and do not touch what another of them writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import combinations
 
 from tcompile.errors import InvalidModelError
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike
 from tcompile.ir.loops import Access
-from tcompile.ir.program import Allocate, BindDim, Buffer, Call, Copy, If, Instruction, Loop, Program, Require, Role, SetDim
+from tcompile.ir.program import Allocate, BindDim, Buffer, Call, Concurrent, Copy, If, Instruction, Loop, Program, Require, Role, SetDim
+from tcompile.ir.program_effects import effects
 from tcompile.ir.program_text import program_buffers, program_kernels
 
 
@@ -86,6 +89,8 @@ class _Verifier:
                 bound |= then[1] & otherwise[1]
             case Loop():
                 self._loop(instruction, written, bound)
+            case Concurrent():
+                self._concurrent(instruction, written, bound)
             case Require():
                 self._bound((instruction.expr,), bound, instruction.message)
 
@@ -121,6 +126,19 @@ class _Verifier:
         inside, _ = self._block(loop.body, written, bound | {loop.counter})
         written |= inside  # what no turn wrote is a stack of no turns
         bound.add(loop.counter)
+
+    def _concurrent(self, concurrent: Concurrent, written: set[Buffer], bound: set[str]) -> None:
+        loops = [branch[-1] for branch in concurrent.branches if branch]
+        alike = len(loops) == len(concurrent.branches) and all(isinstance(i, Loop) and i.cond is None and i.trip is not None for i in loops)
+        self._need(alike and len({loop.trip for loop in loops}) == 1, "concurrent blocks that do not end in loops of one trip", "")
+        plain = all(isinstance(i, Call | Copy) for branch in concurrent.branches for i in branch[:-1])
+        self._need(plain, "concurrent blocks of other things than calls, copies and a loop", "")
+        for a, b in combinations([effects(branch) for branch in concurrent.branches], 2):
+            self._need(not a.meets(b), "concurrent blocks that depend on each other", ", ".join(a.names_shared(b)))
+        results = [self._block(branch, written, bound) for branch in concurrent.branches]
+        for inside, symbols in results:
+            written |= inside
+            bound |= symbols
 
     def _read(self, buffer: Buffer, written: set[Buffer]) -> None:
         self._need(buffer in written or _empty(buffer), f"{buffer.name} is read before it is written", "")

@@ -275,6 +275,7 @@ def imported(
 
 def compile_graph(graph: Graph, target: Target, options: Options = DEFAULTS, progress: Progress = SILENT) -> AnyCompiled:
     """An imported graph to native code."""
+    from tcompile.codegen.concurrent import concurrent_loops
     from tcompile.codegen.lower import lower
     from tcompile.ir.program_text import print_program
     from tcompile.ir.program_verify import verify_program
@@ -284,6 +285,8 @@ def compile_graph(graph: Graph, target: Target, options: Options = DEFAULTS, pro
         graph = optimise(graph, target, options, progress)
     progress.stage("lower")
     program = lower(graph, target)
+    if target.backend == "cpu":
+        program = concurrent_loops(program)
     verify_program(program)
     if options.dump_ir:
         (options.dump_ir / "99-program.txt").write_text(print_program(program))

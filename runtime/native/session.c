@@ -75,16 +75,24 @@ static int64_t tensor_bytes(const tc_session *session, const tc_tensor *tensor, 
 
 /* The host functions ----------------------------------------------------------------------------------------- */
 
+/* What a thread does now: the session whose run it began, and the call that it measures. Concurrent blocks run on threads that
+ * began nothing: only the one that did holds the embedding language's lock in turns. */
+static _Thread_local struct {
+    tc_session *running;
+    int64_t call, since;
+} here = {NULL, -1, 0};
+
 static int32_t host_poll(void *raw) {
     tc_session *session = raw;
-    if (atomic_load_explicit(&session->cancelled, memory_order_relaxed)) return TC_CANCELLED;
-    if (session->hooks == NULL) return 0;
+    int32_t status = atomic_load_explicit(&session->cancelled, memory_order_relaxed);
+    if (status != 0 || session->hooks == NULL || here.running != session) return status;
     int64_t now = tc_now_coarse();
     if (now < session->next_check) return 0;
     session->next_check = now + CHECK_NS;
     session->hooks->acquire(session->hook_state);
     int stop = session->hooks->check();
     session->hook_state = session->hooks->release();
+    if (stop) atomic_store(&session->cancelled, TC_INTERRUPTED);
     return stop ? TC_INTERRUPTED : 0;
 }
 
@@ -93,20 +101,20 @@ static int32_t host_parallel_for(void *raw, tc_kernel kernel, const uint64_t *ar
     if (extent <= 0) return 0;
     if (grain < 1) grain = 1;
     if (session->pool == NULL || extent <= grain) return kernel(args, 0, extent, session->frame.scratch);
-    struct tc_spent *spent = session->spent == NULL || session->marked_call < 0 ? NULL : &session->spent[session->marked_call];
+    struct tc_spent *spent = session->spent == NULL || here.call < 0 ? NULL : &session->spent[here.call];
     tc_job job = {kernel, args, extent, grain, session->frame.scratch, session->frame.scratch_bytes, spent, session->clock};
     return tc_pool_run(session->pool, &job);
 }
 
 static void host_mark(void *raw, int64_t call) {
     tc_session *session = raw;
-    int64_t now = tc_read_clock(session->clock), last = session->marked_call;
+    int64_t now = tc_read_clock(session->clock), last = here.call;
     if (session->times != NULL && last >= 0) {
-        session->times[last] += now - session->marked_at;
+        session->times[last] += now - here.since;
         session->counts[last]++;
     }
-    session->marked_call = call >= 0 && call < session->module->parsed.info.call_count ? call : -1;
-    session->marked_at = now;
+    here.call = call >= 0 && call < session->module->parsed.info.call_count ? call : -1;
+    here.since = now;
 }
 
 static const struct tc_host host_functions = {host_parallel_for, host_grow, host_poll, host_mark};
@@ -276,12 +284,15 @@ static int32_t fetch_outputs(tc_session *session, void **outputs) {
 
 static int32_t execute(tc_session *session) {
     uint64_t state = tc_float_enter();
+    tc_session *outer = here.running;
     session->frame.failed_call = TC_NO_SITE;
-    session->marked_call = -1;
+    here.running = session;
+    here.call = -1;
     if (session->pool != NULL) tc_pool_enter(session->pool);
     int32_t status = session->module->run(&session->frame);
     if (session->pool != NULL) tc_pool_leave(session->pool);
     tc_float_leave(state);
+    here.running = outer;
     return status;
 }
 
@@ -306,7 +317,7 @@ int32_t tc_session_run(tc_session *session, const void *const *inputs, void **ou
     return fetch_outputs(session, outputs);
 }
 
-void tc_session_cancel(tc_session *session) { atomic_store(&session->cancelled, 1); }
+void tc_session_cancel(tc_session *session) { atomic_store(&session->cancelled, TC_CANCELLED); }
 
 const char *tc_session_error(const tc_session *session) { return session->error; }
 const char *tc_session_hint(const tc_session *session) { return session->hint; }

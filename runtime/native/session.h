@@ -33,7 +33,6 @@ struct tc_session {
     int64_t *times, *counts; /* per call, while profiling */
     struct tc_spent *spent;  /* likewise, on several threads */
     int32_t clock;
-    int64_t marked_call, marked_at;
     int64_t held, peak, allocations;
     char error[TC_TEXT_BYTES], hint[TC_TEXT_BYTES];
 };

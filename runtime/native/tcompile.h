@@ -53,9 +53,9 @@ struct tc_host {
      * bytes of the slot's block are preserved. An earlier pointer to the slot is dead. NULL: no memory.
      * Slots number the run's growing buffers from 0; a growing output's block must live until the run returns. */
     void *(*grow)(void *session, int64_t slot, int64_t bytes, int64_t keep);
-    /* Nonzero: leave at once and return that status. Cheap; call it before each kernel call. */
+    /* Nonzero: leave at once and return that status. Cheap; call it before each kernel call. On any thread of the run. */
     int32_t (*poll)(void *session);
-    /* Only when frame->profile: before call k, and once after the last with k = the number of calls. */
+    /* Only when frame->profile: before call k, which ends the thread's call before; with -1, or the number of calls, none begins. */
     void (*mark)(void *session, int64_t call);
 };
 

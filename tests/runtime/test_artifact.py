@@ -17,11 +17,12 @@ from tcompile.codegen.artifact import WEIGHTS_ALIGN, Build, save_artifact, write
 from tcompile.codegen.descriptor import Content, encode
 from tcompile.codegen.link import LinkedImage
 from tcompile.codegen.machine import Machine, machine
-from tcompile.codegen.signature import Weight, instructions, place_weights, signature, symbol_order
+from tcompile.codegen.signature import Weight, place_weights, signature, symbol_order
 from tcompile.errors import ArtifactError, Error, UnsupportedError
 from tcompile.ir.dims import Range, bcast, floordiv, symbol
 from tcompile.ir.dtypes import BOOL, F32, F64, I8
 from tcompile.ir.program import Buffer, Call, If, Loop, Program, Require, Role
+from tcompile.ir.program_text import walk
 from tcompile.runtime import abi
 from tests.runtime import native_models as models
 from tests.runtime.native_models import TARGET, WEIGHT, add_artifact, add_image, add_program
@@ -149,7 +150,7 @@ def test_sites_are_numbered_in_program_order():
     signed = signature(program)
     assert [site.name for site in signed.calls] == ["a", "b", "c", "d", "e"]
     assert [site.name for site in signed.requirements] == ["r0", "r1", "r2"]
-    assert len(list(instructions(program.body))) == 10
+    assert len(list(walk(program.body))) == 10
 
 
 def test_entry_symbols_come_first():
