@@ -142,6 +142,7 @@ def show_profile(measured: Profile, machine: Limits, top: int) -> None:
         console.print(f"and {len(rows) - top} more calls, {1e3 * sum(row['seconds'] for row in rows[top:]):.3f} ms")
     flops = sum(call.flops or 0 for call in measured.calls)
     rate = f", {flops / measured.seconds / 1e9:.1f} GFLOP/s" if flops else ""
+    rate += "; loops that run at once count each" if inside > measured.seconds else ""
     console.print(
         f"a run takes {1e3 * measured.seconds:.3f} ms (fastest {1e3 * measured.fastest:.3f}), {1e3 * inside:.3f} ms of it in kernels{rate}"
     )

@@ -69,12 +69,8 @@ def test_lengths_and_initial_states(op, direction):
 def test_variants_of_gates(direction):
     compare(network("GRU", direction, [bias("GRU", direction)], FREE, linear_before_reset=1), (3, 1))
     compare(network("LSTM", direction, [bias("LSTM", direction)], FREE, input_forget=1), (3, 1))
-    rest = [
-        bias("LSTM", direction),
-        None,
-        *states("LSTM", direction),
-        np.ones((1 + (direction == "bidirectional"), 3 * HIDDEN), np.float32),
-    ]
+    peepholes = np.ones((1 + (direction == "bidirectional"), 3 * HIDDEN), np.float32)
+    rest = [bias("LSTM", direction), None, *states("LSTM", direction), peepholes]
     compare(network("LSTM", direction, rest, FREE), (5, BATCH + 1))
 
 
