@@ -1,7 +1,8 @@
 """GPU models: correct on every op's Problem and every public model, then timed against PyTorch and JAX on the same machine.
 
     python -m tcompile.benchmarks.gpu MODELS [--build DIR] [--only models,kernels,bench,problems] [--model TEXT] [--json FILE]
-    python -m tcompile.benchmarks.gpu MODELS --target cuda-sm90        without a GPU: resources and static model of each kernel
+    python -m tcompile.benchmarks.gpu MODELS --target cuda-sm90 [--groups real,frameworks,...] [--symbolic] [--precision fp16]
+                                                                       without a GPU: resources and static model of each kernel
 
 MODELS is a folder as of ``benchmarks.models``. A call ends within ``--seconds`` (520); each part has its share of them, and what one
 leaves goes to the next. What there is no time for is listed as left out: ``--json`` is written as results come, and a call with the
@@ -25,13 +26,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from tcompile.benchmarks import gpu_tasks as tasks
 from tcompile.benchmarks.gpu_apart import Apart, Failed
-from tcompile.benchmarks.gpu_models import found_models
+from tcompile.benchmarks.gpu_models import GROUPS, found_models
 from tcompile.benchmarks.model_set import Model, default_build
 from tcompile.errors import Error
 
@@ -108,12 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _options().parse_args(arguments)
     report = Report(chosen.json)
     device = None if chosen.target else _device(chosen.device)
-    models = found_models(chosen.folder, chosen.build, report.fail)
+    groups = chosen.groups.split(",") if device is None else GROUPS
+    models = found_models(chosen.folder, chosen.build, report.fail, groups)
     models = sorted((m for m in models if chosen.model in m.name), key=lambda m: not m.name.startswith(FIRST))
     if device is None:
-        report.content |= _static(models, chosen.target or "cuda-sm90")
-        report.save()
-        return 0
+        return _static(models, chosen, report)
     report.content |= {"device": device.name, "sm": device.sm}
     Run(models, chosen, device, report).all()
     return int(bool(report.wrong()))
@@ -138,18 +139,38 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="", help="models whose name holds this text")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--target", help="report on this target without a GPU")
+    parser.add_argument("--groups", default=",".join(GROUPS), help="of the report without a GPU; frameworks and light are others")
+    parser.add_argument("--precision", default="f32", choices=("f32", "tf32", "fp16", "bf16"), help="of the report without a GPU")
+    parser.add_argument("--symbolic", action="store_true", help="the report without a GPU leaves symbolic dimensions as they are")
     parser.add_argument("--seconds", type=float, default=520.0)
     parser.add_argument("--workers", type=int, default=min(12, os.cpu_count() or 1))
     parser.add_argument("--json", type=Path)
     return parser
 
 
-def _static(models: list[Model], target: str) -> dict[str, Any]:
+def _static(models: list[Model], chosen: argparse.Namespace, report: Report) -> int:
+    """Prints and keeps what is known of each model without a GPU; 1 where one does not compile."""
     from rich.console import Console
 
-    from tcompile.benchmarks.gpu_static import static_report
+    from tcompile.benchmarks.gpu_report import show_rows
+    from tcompile.benchmarks.gpu_static import StaticReport, static_row
+    from tcompile.pipeline import Options
 
-    return static_report(models, target, Console(width=200, highlight=False))
+    console, target = Console(width=200, highlight=False), chosen.target or "cuda-sm90"
+    made_by = f"{sources()} {target} {chosen.precision} {'symbolic' if chosen.symbolic else 'fixed'}"
+    static, options = StaticReport(report.content, made_by), Options(precision=chosen.precision)
+    for model in static.missing(models):
+        line = static.add(model, partial(static_row, model, target, options, symbolic=chosen.symbolic))
+        if model.name in static.content["models"]:
+            show_rows(f"{model.name} for {target}", static.content["models"][model.name]["kernels"], console)
+        console.print(line, markup=False)
+        report.content |= static.content
+        report.save()
+    console.print(static.finish(target), markup=False)
+    console.print("to measure on a machine with a GPU: python -m tcompile.benchmarks.gpu MODELS --json gpu.json")
+    report.content |= static.content
+    report.save()
+    return int(bool(static.content["refused"]))
 
 
 def _device(name: str) -> Any:

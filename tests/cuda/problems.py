@@ -1,6 +1,7 @@
 """Problems (``tests/problems``) as CUDA C under the shim.
 
-``python -m tests.cuda.problems [--seed S] [--op NAME] [--all]`` runs them all; without ``--all`` a few forms of every op and dtype.
+``python -m tests.cuda.problems [--seed S] [--op NAME] [--all] [--done FILE]`` runs them all; without ``--all`` a few forms of every op
+and dtype. ``--done`` names a file of the ops that agreed: a run goes on after those.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import argparse
 import io
 import sys
 import traceback
+from pathlib import Path
 
 from tcompile.codegen.cuda_build import build_cuda
 from tcompile.codegen.lower import lower
@@ -71,18 +73,26 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--op", choices=OPS, action="append")
     parser.add_argument("--all", action="store_true")
+    parser.add_argument("--done", type=Path)
     arguments = parser.parse_args()
-    failures = 0
-    for op in arguments.op or OPS:
+    done = set(arguments.done.read_text().split()) if arguments.done and arguments.done.exists() else set()
+    total = failures = 0
+    for op in (op for op in arguments.op or OPS if op not in done):
+        count = wrong = 0
         for batch in batches(PROBLEMS[op] if arguments.all else few(op, arguments.seed), arguments.seed):
             for optimised in (False,) if op == "fused" else (False, True):
+                count += 1
                 try:
                     check_batch(batch, optimised=optimised)
                 except Exception:
                     print(f"--seed {arguments.seed} --op {op} {optimised=}:\n{traceback.format_exc()[-3000:]}", flush=True)
-                    failures += 1
-        print(op, flush=True)
-    print(f"{failures} batches failed")
+                    wrong += 1
+        print(f"{op}: {count} batches, {wrong} failed", flush=True)
+        total, failures = total + count, failures + wrong
+        if arguments.done and not wrong:
+            with arguments.done.open("a") as stream:
+                stream.write(f"{op}\n")
+    print(f"{failures} of {total} batches failed")
     return int(failures > 0)
 
 
