@@ -31,7 +31,7 @@ from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Ranges
 from tcompile.ir.loops import Access, Alloc, Block, For, Kernel, LoopKind, Param, Space, TileOp
 from tcompile.ir.loops_interpret import walk
-from tcompile.ir.loops_verify_gpu import launch_loops
+from tcompile.ir.loops_verify_gpu import cluster_loop, launch_loops
 from tcompile.ir.tileops import LANES, tile_spec
 
 __all__ = [
@@ -50,12 +50,12 @@ __all__ = [
 ALIGNMENT = 16  # of parameters' pointers, bytes
 STATIC_SHARED = 48 * 1024  # bytes of shared memory that need no permission of the launch
 _DEPTH = 20000  # expressions may nest deeper than Python's default limit
-_NEST = (LoopKind.GRID, LoopKind.BLOCK)
+_NEST = (LoopKind.GRID, LoopKind.CLUSTER, LoopKind.BLOCK)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel is launched: extents as (x, y, z), and bytes of dynamic shared memory.
+    """How a kernel is launched: extents as (x, y, z), and bytes of dynamic shared memory. The blocks of a cluster are neighbours in x.
 
     A grid with an extent of 0 is not launched. x reaches 2**31 - 1, y and z 65535.
     """
@@ -74,6 +74,9 @@ def function_name(kernel: Kernel) -> str:
 def launch(kernel: Kernel) -> Launch:
     """The launch shape of a kernel; its extents are expressions of ``kernel.dims``."""
     grid, block = (tuple(loop.extent for loop in reversed(loops)) for loops in launch_loops(kernel))
+    cluster = cluster_loop(kernel)
+    if cluster is not None:
+        grid = ((grid[0] if grid else 1) * cluster.extent, *grid[1:])
     total = sum(size for _, size in _shared(kernel))
     dynamic = _is_dynamic(kernel, total)
     return Launch((*grid, *(1,) * (3 - len(grid))), (*block, *(1,) * (3 - len(block))), total if dynamic else 0, 0 if dynamic else total)
@@ -137,8 +140,9 @@ def _emit(kernel: Kernel, ranges: Ranges, used: set[str], limits: set[DimLike] |
     resident = kernel.tags.get("blocks_per_sm")
     bounds = f"{threads}, {int(resident)}" if resident else str(threads)
     arguments = [*_pointers(kernel, groups), *(f"const long long {name}" for name in dim_names), "int *__restrict__ status"]
+    cluster = cluster_loop(kernel)
     head = [
-        f'extern "C" __global__ void __launch_bounds__({bounds})',
+        f'extern "C" __global__ void __launch_bounds__({bounds}){f" __cluster_dims__({cluster.extent}, 1, 1)" if cluster else ""}',
         f"{function_name(kernel)}({', '.join(arguments)})",
         f"// {'; '.join(map(_signature, kernel.params))}",
         f"// grid {', '.join(map(str, shape.grid))}; block {', '.join(map(str, shape.block))}; shared {shape.shared_bytes}",
@@ -187,7 +191,10 @@ def _pointers(kernel: Kernel, groups: dict[str, str]) -> Iterable[str]:
 def _nest(emitter: Statements, kernel: Kernel) -> None:
     """The loops of the launch as built-in variables, then the code of a thread."""
     grid, block = launch_loops(kernel)
+    cluster = cluster_loop(kernel)
     builtins = {loop.var: f"blockIdx.{axis}" for loop, axis in zip(reversed(grid), "xyz", strict=False)}
+    if cluster is not None:
+        builtins |= {loop.var: f"(blockIdx.x / {cluster.extent})" for loop in grid[-1:]} | {cluster.var: f"(blockIdx.x % {cluster.extent})"}
     builtins |= {loop.var: f"threadIdx.{axis}" for loop, axis in zip(reversed(block), "xyz", strict=False)}
     shared = _shared(kernel)
     dynamic = _is_dynamic(kernel, sum(size for _, size in shared))
@@ -197,7 +204,7 @@ def _nest(emitter: Statements, kernel: Kernel) -> None:
         offset += size
     if dynamic:
         emitter.line(f"extern __shared__ __align__({_alignment(kernel)}) unsigned char shared_memory[];")
-    body, loops = kernel.body, (*grid, *block)
+    body, loops = kernel.body, (*grid, *([cluster] if cluster else []), *block)
     for loop in loops:
         body = _level(emitter, body, loop, builtins[loop.var], places)
     start = len(emitter.lines)
@@ -210,7 +217,7 @@ def _level(emitter: Statements, body: Block, loop: For, builtin: str, places: di
     for stmt in body:
         if stmt is loop:
             emitter.bind_loop(loop)
-            if emitter.names.texts[loop.var].wide and builtin.startswith("block"):
+            if emitter.names.texts[loop.var].wide and loop.kind is LoopKind.GRID:
                 # a grid has less than 2**31 blocks
                 emitter.names.bind(loop.var, Text(c_name(loop.var)), Range(0, loop.extent - 1))
             emitter.line(f"const int {c_name(loop.var)} = (int){builtin};")

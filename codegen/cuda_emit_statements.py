@@ -50,6 +50,7 @@ STATUS_CODES = {status: code for code, status in enumerate(Status, 1)}
 LOCAL_BYTES = 16384  # of a thread's own arrays: more is slower than any schedule that keeps them elsewhere
 _UNBOUNDED = Range(-(2**63), 2**63 - 1)
 _TOGETHER = (Barrier, TileOp)
+_BARRIERS = {Scope.CLUSTER: "tc_cluster_sync();", Scope.BLOCK: "__syncthreads();", Scope.WARP: "__syncwarp();"}
 
 
 class Statements(Expressions):
@@ -195,7 +196,9 @@ class Statements(Expressions):
     # Threads together ---------------------------------------------------------------------------------
 
     def barrier(self, stmt: Barrier) -> None:
-        self.line("__syncthreads();" if stmt.scope is Scope.BLOCK else "__syncwarp();")
+        if stmt.scope is Scope.CLUSTER:
+            self.uses("tc_cluster_sync")
+        self.line(_BARRIERS[stmt.scope])
         self.forget(None)
 
     def copy_async(self, stmt: CopyAsync) -> None:
@@ -274,7 +277,7 @@ class Statements(Expressions):
                 self.counted(loop, loop.extent)
             case LoopKind.VECTOR:
                 self.vector(loop)
-            case LoopKind.GRID | LoopKind.BLOCK:
+            case LoopKind.GRID | LoopKind.CLUSTER | LoopKind.BLOCK:
                 raise InvalidModelError(f"{loop.kind} loop {loop.var}: expected one nest of grid and block loops")
             case _:
                 raise UnsupportedError(f"loop {loop.var}: a GPU has no {loop.kind} loops")

@@ -152,7 +152,7 @@ class _Reader:
 
     def loop(self, loop: For) -> None:
         self.extents[loop.var] = max(self.high(loop.extent), 0)
-        if loop.kind is LoopKind.GRID:
+        if loop.kind in (LoopKind.GRID, LoopKind.CLUSTER):
             self.of_block[loop.var] = self._grid(self.extents[loop.var])
         self.loops.append(loop.var)
         self.block(loop.body)

@@ -164,6 +164,17 @@ DEVICE void tc_{spec.name}({kind} *c, const {types[0]} *a, const {types[1]} *b)
 }}"""
 
 
+_CLUSTER = """
+#ifdef __CUDACC__
+// all threads of the cluster's blocks; what they stored before, all see after
+DEVICE void tc_cluster_sync()
+{
+    asm volatile("barrier.cluster.arrive.release; barrier.cluster.wait.acquire;" ::: "memory");
+}
+#endif
+"""
+
+
 def _dot4(spec: TileSpec) -> str:
     types = [_c_type(fragment) for fragment in spec.fragments[1:]]
     return f"""
@@ -217,6 +228,7 @@ def _tile(spec: TileSpec) -> str:
 ASYNC: dict[str, str] = {
     "tc_copy_async": _COPY,
     "tc_atomic": _ATOMICS,
+    "tc_cluster_sync": _CLUSTER,
     "tc_word": _WORDS,
     **{f"tc_{name}": _tile(spec) for name, spec in TILE_OPS.items() if spec.lanes == LANES},
 }

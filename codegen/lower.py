@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 
 from tcompile.codegen.lower_checks import requirements
+from tcompile.codegen.lower_node import Launch, launches
 from tcompile.codegen.lower_state import State
 from tcompile.codegen.pitch import caches, storage
 from tcompile.errors import UnsupportedError
@@ -134,7 +135,11 @@ def lower_node(node: Node, state: State) -> None:
         case "if":
             lower_if(node, state)
         case "loop":
-            lower_loop(node, state)
+            found = _whole_loop(node, state)
+            if found is None:
+                lower_loop(node, state)
+            else:
+                _launch(node, found, state)
         case _:
             _run(node, state)
 
@@ -162,6 +167,11 @@ def _run(node: Node, state: State) -> None:
             raise UnsupportedError(f"{node.op} ({', '.join(node.source)}) has no kernel for {state.target.name}")
         _unfused(node, state)
         return
+    _launch(node, found, state)
+
+
+def _launch(node: Node, found: list[Launch], state: State) -> None:
+    """The calls of a node's kernels."""
     outputs = {*node.outputs, *(value for launch in found for value in launch.scratch)}
     for launch in found:
         buffers = tuple(state.destination(value) if value in outputs else state.location(value) for value in launch.values)
@@ -169,6 +179,16 @@ def _run(node: Node, state: State) -> None:
         state.emit(Call(state.kernel(launch.kernel), buffers, values, node.source))
     for value in node.outputs:
         state.destination(value)  # of a result without elements, which no kernel writes
+
+
+def _whole_loop(node: Node, state: State) -> list[Launch] | None:
+    """The kernels of a loop that a template takes whole; None where each turn runs kernels of its own."""
+    found = launches(node, state.scope, state.target)
+    if found is not None:
+        (region,) = node.regions
+        for inner in (region, *(part for one in region.nodes for part in one.regions)):
+            _take_constants(inner, state)
+    return found
 
 
 def _take_constants(region: Graph, state: State) -> None:

@@ -10,9 +10,10 @@ once. Indices are ``Dim`` expressions over loop variables, the kernel's dims and
 Buffers are row-major over the shape their declaration gives. An expression object that occurs twice (the same
 Python object) is evaluated once where both uses stand in one block without a store between them to what it loads.
 
-A GPU kernel is one nest: up to three ``grid`` loops, in them up to three ``block`` loops of constant extents, then the
-code of one thread. The innermost of each kind is the hardware's x. Only Lets and SHARED Allocs stand between these
-loops. The iterations of the grid loops run in any order and share nothing; those of the block loops run together.
+A GPU kernel is one nest: up to three ``grid`` loops, in them at most one ``cluster`` loop, then up to three ``block`` loops of
+constant extents, then the code of one thread. The innermost of each kind is the hardware's x. Only Lets and SHARED Allocs stand
+between these loops. The iterations of the grid loops run in any order and share nothing; those of the block loops run together, and
+so do the blocks of a cluster, which share no memory but parameters.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class LoopKind(StrEnum):
     UNROLLED = "unrolled"  # constant extent; expanded when code is generated
     VECTOR = "vector"  # lanes; full vectors, then one masked tail; body holds no loop but unrolled ones
     PARALLEL = "parallel"  # outermost only: the range [begin, end) that a worker is given
-    GRID = "grid"  # one iteration is one thread block; the innermost is blockIdx.x
+    GRID = "grid"  # one iteration is one thread block, or one cluster of them; the innermost is blockIdx.x
+    CLUSTER = "cluster"  # one iteration is one of a few blocks that run at once and may meet
     BLOCK = "block"  # one iteration is one thread of the block; the innermost is threadIdx.x, lanes are its value % 32
     WARP = "warp"
     LANE = "lane"
@@ -231,6 +233,7 @@ class Status(StrEnum):
 class Scope(StrEnum):
     """Which threads meet."""
 
+    CLUSTER = "cluster"
     BLOCK = "block"
     WARP = "warp"
 

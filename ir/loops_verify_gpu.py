@@ -1,9 +1,10 @@
 """The verifier of GPU kernels: the shape of the nest, and what threads do together. The invariants, beyond those of all kernels:
 
-1. The body is one nest: up to three GRID loops, then up to three BLOCK loops with constant extents of product 1 to 1024; only Lets
-   and SHARED Allocs stand beside them; no GRID or BLOCK loop stands anywhere else.
+1. The body is one nest: up to three GRID loops, then at most one CLUSTER loop of 2 to 8 turns, then up to three BLOCK loops with
+   constant extents of product 1 to 1024; only Lets and SHARED Allocs stand beside them; none of these loops stands anywhere else.
 2. A SHARED Alloc has a constant shape and stands outside of the BLOCK loops; other Allocs stand inside.
-3. A block Barrier is uniform: no condition or extent around it may differ between threads. A warp Barrier, a Shuffle and a
+3. A block Barrier is uniform: no condition or extent around it may differ between threads; around a cluster Barrier none may differ
+   between its blocks either, and there is a CLUSTER loop. A warp Barrier, a Shuffle and a
    TileOp are uniform in each warp, and the threads are a multiple of 32 (a Barrier: any number). A TileOp of four warps is
    uniform, its threads are a multiple of 128, and the lanes of a warp give the same address.
 4. Where there is a CopyAsync, there are a CommitAsync and a WaitAsync; 4, 8 or 16 bytes go from GLOBAL to SHARED memory.
@@ -46,7 +47,8 @@ from tcompile.ir.loops_interpret import expressions, walk
 from tcompile.ir.tileops import LANES, tile_spec
 
 MAX_THREADS = 1024
-_NEST = (LoopKind.GRID, LoopKind.BLOCK)
+MAX_CLUSTER = 8  # blocks that every device with clusters can run together
+_NEST = (LoopKind.GRID, LoopKind.CLUSTER, LoopKind.BLOCK)
 Need = Callable[[bool, str], None]
 
 
@@ -59,6 +61,11 @@ def launch_loops(kernel: Kernel) -> tuple[tuple[For, ...], tuple[For, ...]]:
     """The GRID and the BLOCK loops of a GPU kernel, outermost first."""
     nest = tuple(_nest(kernel.body))
     return tuple(loop for loop in nest if loop.kind is LoopKind.GRID), tuple(loop for loop in nest if loop.kind is LoopKind.BLOCK)
+
+
+def cluster_loop(kernel: Kernel) -> For | None:
+    """The CLUSTER loop of a GPU kernel."""
+    return next((loop for loop in _nest(kernel.body) if loop.kind is LoopKind.CLUSTER), None)
 
 
 def threads_of(kernel: Kernel) -> int:
@@ -76,7 +83,7 @@ def verify_gpu(kernel: Kernel, need: Need) -> None:
     _copies(kernel, need)
     block = launch_loops(kernel)[1]
     if block:
-        _Uniform(need, tuple(block)).block(block[-1].body)
+        _Uniform(need, tuple(block), cluster_loop(kernel)).block(block[-1].body)
 
 
 def _nest(block: Block) -> Iterator[For]:
@@ -92,7 +99,12 @@ def _shape(kernel: Kernel, need: Need) -> None:
     extents = [loop.extent for loop in block]
     need(all(isinstance(extent, int) and extent >= 1 for extent in extents), f"the extents {extents} of the block loops are not constants")
     need(math.prod(extents) <= MAX_THREADS, f"{math.prod(extents)} threads in a block; there are {MAX_THREADS} at most")
-    _level(kernel.body, (*grid, *block), 0, need)
+    clusters = [loop for loop in _nest(kernel.body) if loop.kind is LoopKind.CLUSTER]
+    need(len(clusters) <= 1, f"{len(clusters)} cluster loops; there is one at most")
+    for loop in clusters:
+        fits = isinstance(loop.extent, int) and 2 <= loop.extent <= MAX_CLUSTER
+        need(fits, f"a cluster of {loop.extent} blocks; it has 2 to {MAX_CLUSTER}")
+    _level(kernel.body, tuple(_nest(kernel.body)), 0, need)
 
 
 def _level(body: Block, nest: tuple[For, ...], depth: int, need: Need) -> None:
@@ -105,12 +117,14 @@ def _level(body: Block, nest: tuple[For, ...], depth: int, need: Need) -> None:
         return
     loop = nest[depth]
     need(any(stmt is loop for stmt in body), "grid and block loops are not one nest")
-    need(depth == 0 or (nest[depth - 1].kind, loop.kind) != (LoopKind.BLOCK, LoopKind.GRID), "a grid loop stands in a block loop")
+    if depth:
+        outer, inner = nest[depth - 1].kind, loop.kind
+        need(_NEST.index(outer) <= _NEST.index(inner), f"a {inner} loop stands in a {outer} loop")
     for stmt in body:
         if isinstance(stmt, Alloc):
             fits = stmt.space is Space.SHARED and all(isinstance(extent, int) for extent in stmt.shape)
             need(fits, f"{stmt.name}: only shared memory of constant shape stands outside of the block loops")
-            need(depth == 0 or nest[depth - 1].kind is LoopKind.GRID, f"{stmt.name}: shared memory stands in a block loop")
+            need(depth == 0 or nest[depth - 1].kind is not LoopKind.BLOCK, f"{stmt.name}: shared memory stands in a block loop")
         else:
             need(stmt is loop or isinstance(stmt, Let), f"{type(stmt).__name__} stands beside the loop {loop.var} of the launch")
     _level(loop.body, nest, depth + 1, need)
@@ -128,23 +142,24 @@ def _copies(kernel: Kernel, need: Need) -> None:
 
 @dataclass(frozen=True)
 class _Varies:
-    """Whether something may differ between the threads of a block, and between the lanes of a warp."""
+    """Whether something may differ between the threads of a block, the lanes of a warp, and the blocks of a cluster."""
 
     block: bool = False
     warp: bool = False
+    cluster: bool = False
 
     def __or__(self, other: _Varies) -> _Varies:
-        return _Varies(self.block or other.block, self.warp or other.warp)
+        return _Varies(self.block or other.block, self.warp or other.warp, self.cluster or other.cluster)
 
 
-_EVERYWHERE = _Varies(True, True)
+_EVERYWHERE = _Varies(True, True, True)
 
 
 class _Uniform:
     """Walks the code of a thread with what the conditions around a statement depend on."""
 
-    def __init__(self, need: Need, block: tuple[For, ...]) -> None:
-        self.need = need
+    def __init__(self, need: Need, block: tuple[For, ...], cluster: For | None) -> None:
+        self.need, self.cluster = need, cluster
         self.threads = math.prod(loop.extent for loop in block)
         inner = block[-1]
         # in blocks of rows of 32 or more, what tells the rows apart is the same for a warp
@@ -153,6 +168,11 @@ class _Uniform:
         self.inner = inner.var if rows or len(block) == 1 else ""
         self.private: set[str] = set()
         self.around = _Varies()
+        if cluster is not None:
+            self.names[cluster.var] = _Varies(cluster=True)
+            for stmt in cluster.body:
+                if isinstance(stmt, Let):
+                    self.statement(stmt)
 
     def block(self, block: Block) -> None:
         for stmt in block:
@@ -164,6 +184,10 @@ class _Uniform:
         match stmt:
             case Barrier(scope=Scope.BLOCK):
                 self.need(not self.around.block, "a barrier stands under a condition that may differ between threads")
+            case Barrier(scope=Scope.CLUSTER):
+                self.need(self.cluster is not None, "a cluster barrier, but there is no cluster loop")
+                same = not (self.around.block or self.around.cluster)
+                self.need(same, "a cluster barrier stands under a condition that may differ between threads")
             case Barrier():
                 self.need(not self.around.warp, "a warp barrier stands under a condition that may differ between lanes")
             case TileOp():

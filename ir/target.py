@@ -88,8 +88,9 @@ class GpuTarget(Target):
 
     ``sm`` is the compute capability times ten. ``shared_bytes`` of a block (the opt-in limit), ``shared_per_sm`` and
     ``registers_per_sm`` (32-bit ones) bound how many blocks run at once, ``threads_per_sm`` and ``max_threads`` (of a block)
-    their threads. ``l2_bytes`` are those of the whole device. ``sms`` is the number of multiprocessors of the largest board,
-    ``bandwidth`` of its memory in bytes/s, ``f32_flops`` and ``tensor_flops`` (f16 with f32 sums) its peaks.
+    their threads. ``cluster`` blocks can run at once and meet (1: there are no clusters). ``l2_bytes`` are those of the whole
+    device. ``sms`` is the number of multiprocessors of the largest board, ``bandwidth`` of its memory in bytes/s, ``f32_flops`` and
+    ``tensor_flops`` (f16 with f32 sums) its peaks.
     """
 
     sm: int = 80
@@ -100,6 +101,7 @@ class GpuTarget(Target):
     threads_per_sm: int = 2048
     blocks_per_sm: int = 32
     max_threads: int = 1024
+    cluster: int = 1
     sms: int = 108
     bandwidth: float = 1.5e12
     f32_flops: float = 19.5e12
@@ -125,7 +127,7 @@ def _gpu(sm: int, shared: int, shared_per_sm: int, threads: int, sms: int, bandw
     return GpuTarget(
         f"cuda-sm{sm}", "nvptx64-nvidia-cuda", f"sm_{sm}", (), 16, 255, half=True, l2_bytes=_L2_MIB[sm] << 20, channel_block=0, sm=sm,
         shared_bytes=shared << 10, shared_per_sm=shared_per_sm << 10, threads_per_sm=threads, blocks_per_sm=_BLOCKS_PER_SM.get(sm, 32),
-        sms=sms, bandwidth=bandwidth, f32_flops=f32, tensor_flops=tensor,
+        cluster=8 if sm >= 90 else 1, sms=sms, bandwidth=bandwidth, f32_flops=f32, tensor_flops=tensor,
     )  # fmt: skip
 
 

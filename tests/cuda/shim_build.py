@@ -25,7 +25,8 @@ from tcompile.errors import Error
 
 HERE = Path(__file__).parent / "shim"
 _KERNEL = re.compile(
-    r'extern "C" __global__ void __launch_bounds__\([^)]*\)\n(?P<name>\w+)\((?P<arguments>.*?)\)\n'
+    r'extern "C" __global__ void __launch_bounds__\([^)]*\)'
+    r"(?: __cluster_dims__\((?P<cluster>\d+), 1, 1\))?\n(?P<name>\w+)\((?P<arguments>.*?)\)\n"
     r"// (?P<shapes>.*?)\n// (?P<launch>.*?)\n\{\n(?P<body>.*?)^\}\n",
     re.DOTALL | re.MULTILINE,
 )
@@ -34,7 +35,7 @@ _STATIC = re.compile(r"__shared__ __align__\(\d+\) (?P<kind>[\w ]+?) (?P<name>\w
 _DYNAMIC = re.compile(r"(?P<kind>[\w ]+?) \(&(?P<name>\w+)\)\[(?P<count>\d+)\] = .*?shared_memory \+ (?P<offset>\d+)\);")
 _EXTERN = re.compile(r"^ *extern __shared__ .*$", re.MULTILINE)
 _LOCAL = re.compile(r"^( +)([\w ]+?) (\w+)\[(\d+)\];$", re.MULTILINE)
-_MEETS = re.compile(r"__sync|__shfl|tc_mma|tc_wgmma|tc_ldmatrix|tc_copy_async|tc_wait_async|tc_commit_async")
+_MEETS = re.compile(r"__sync|__shfl|tc_mma|tc_wgmma|tc_ldmatrix|tc_copy_async|tc_wait_async|tc_commit_async|tc_cluster_sync")
 _BYTES = {"double": 8, "long long": 8, "unsigned long long": 8, "float": 4, "int": 4, "unsigned int": 4, "f16": 2, "bf16": 2,
           "short": 2, "unsigned short": 2}  # fmt: skip
 _FLOORDIV = """
@@ -120,6 +121,9 @@ def _kernel(found: re.Match[str]) -> tuple[str, str, int]:
     parameters.append("int *status")
     values.append(f"(int *)arguments[{len(arguments) - 1}]")
     body, shared = _memory(found["body"])
+    cluster = int(found["cluster"] or 1)
+    if shared and cluster > 1:
+        raise ShimError(f"kernel {name}: the shim has no shared memory for the blocks of a cluster")
     meets = bool(_MEETS.search(body)) or shared > 0  # a race needs threads side by side to be seen
     launch = [
         f'extern "C" __attribute__((visibility("default"))) const int shim_words_{name} = {len(arguments)};',
@@ -128,7 +132,7 @@ def _kernel(found: re.Match[str]) -> tuple[str, str, int]:
         "{",
         _HELPERS_INSIDE,
         *lines,
-        f'    const int stopped = shim::launch("{name}", grid, block, {str(meets).lower()}, {shared}, [&] {{',
+        f'    const int stopped = shim::launch("{name}", grid, block, {str(meets).lower()}, {shared}, {cluster}, [&] {{',
         f"        {name}({', '.join(values)});",
         "    });",
         "    if (stopped) strcpy(message, shim::message);",

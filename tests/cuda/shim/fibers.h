@@ -1,4 +1,4 @@
-// The threads of a block: as fibers where they meet, else in turn.
+// The threads of a block, or of the blocks of a cluster: as fibers where they meet, else in turn.
 #pragma once
 #include <sys/mman.h>
 #include <cstdarg>
@@ -63,16 +63,16 @@ shim_switch:
 #error "the shim's fibers are written for x86-64"
 #endif
 
-enum State : char { READY, AT_BARRIER, AT_WARP, DONE };
+enum State : char { READY, AT_BARRIER, AT_CLUSTER, AT_WARP, DONE };
 enum Meeting : char { SHUFFLE, SYNCWARP, TILE, WARPGROUP };
 
 struct Copy { void *to; const void *from; int bytes; bool mask; long long cell; void *shared; };
 
-// One thread of a block that meets others.
+// One thread that meets others.
 struct Fiber {
     void *stack_pointer;
     State state;
-    Index thread;
+    Index thread, block;
     int line;          // where it waits
     Meeting meeting;   // what for
     const void *tag;   // which tile operation
@@ -82,13 +82,15 @@ struct Fiber {
 };
 
 constexpr size_t STACK = 256 * 1024;
-static Fiber fibers[1024];
+constexpr int MOST_FIBERS = 8 * 1024;
+static Fiber fibers[MOST_FIBERS];
 static char *stacks;
 static void *scheduler;
 static int current = -1;  // the fiber that runs; -1: threads run in turn
-static int threads, alive;
+static int threads, alive;  // of all blocks that run together
+static int block_threads;
 static unsigned epoch;             // of the block: barriers passed in all blocks so far
-static unsigned warp_epoch[32];
+static unsigned warp_epoch[MOST_FIBERS / 32];
 static void (*body)(const void *);
 static const void *closure;
 
@@ -106,6 +108,7 @@ static void pause() {
     shim_switch(&me.stack_pointer, scheduler);
     current = number;
     thread_index = me.thread;
+    block_index = me.block;
 }
 
 static void finish_copies(Fiber &me, size_t keep);
@@ -114,6 +117,7 @@ static void begin_products();
 
 static void start() {
     thread_index = fibers[current].thread;
+    block_index = fibers[current].block;
     body(closure);
     Fiber &me = fibers[current];
     if (!me.copies.empty()) fail("returned with asynchronous copies that it has not awaited");
@@ -125,9 +129,9 @@ static void start() {
     __builtin_unreachable();
 }
 
-static void prepare(int number, Index thread) {
+static void prepare(int number, Index thread, Index block) {
     if (!stacks) {
-        stacks = (char *)mmap(nullptr, STACK * 1024, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        stacks = (char *)mmap(nullptr, STACK * MOST_FIBERS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     }
     Fiber &fiber = fibers[number];
     // stacks begin at different cache sets
@@ -138,6 +142,7 @@ static void prepare(int number, Index thread) {
     fiber.stack_pointer = top;
     fiber.state = READY;
     fiber.thread = thread;
+    fiber.block = block;
     fiber.copies.clear();
     fiber.groups.clear();
 }
@@ -179,7 +184,7 @@ static const char *what_stops(int *who, int *line) {
     for (int k = 0; k < threads; ++k)
         if (fibers[k].state == AT_WARP) { *who = k; *line = fibers[k].line; return "a shuffle, warp barrier or tile operation"; }
     for (int k = 0; k < threads; ++k)
-        if (fibers[k].state == AT_BARRIER) { *who = k; *line = fibers[k].line; return "a barrier"; }
+        if (fibers[k].state == AT_BARRIER || fibers[k].state == AT_CLUSTER) { *who = k; *line = fibers[k].line; return "a barrier"; }
     return nullptr;
 }
 
@@ -187,39 +192,56 @@ static void stuck() {
     int who = 0, line = 0;
     const char *what = what_stops(&who, &line);
     thread_index = fibers[who].thread;
+    block_index = fibers[who].block;
     if (!failed) {
         failed = true;
         snprintf(message, sizeof message, "kernel %s, block (%u, %u, %u): divergent: thread %d waits at %s (line %d) that others do not reach",
-                 kernel_name, block_index.x, block_index.y, block_index.z, who, what ? what : "?", line);
+                 kernel_name, block_index.x, block_index.y, block_index.z, who % block_threads, what ? what : "?", line);
     }
 }
 
-// Whether all threads wait at one barrier, which then opens.
-static bool open_barrier() {
-    for (int k = 0; k < threads; ++k)
-        if (fibers[k].state != AT_BARRIER || fibers[k].line != fibers[0].line) return false;
-    for (int k = 0; k < threads; ++k) fibers[k].state = READY;
+// Whether some threads all wait at one barrier, which then opens.
+static bool open(State state, int first, int count) {
+    for (int k = first; k < first + count; ++k)
+        if (fibers[k].state != state || fibers[k].line != fibers[first].line) return false;
+    for (int k = first; k < first + count; ++k) fibers[k].state = READY;
     ++epoch;
     return true;
 }
 
-static void run_fibers(Index extents) {
-    threads = alive = extents.x * extents.y * extents.z;
-    for (int k = 0; k < threads; ++k)
-        prepare(k, {k % extents.x, k / extents.x % extents.y, k / (extents.x * extents.y)});
+// Lets the threads of a block run until all wait or are done. True if any did.
+static bool run_block(int start) {
+    bool progress = false;
+    for (int first = start; first < start + block_threads && !failed; first += 32)
+        for (bool again = true; again && !failed;) {
+            again = false;
+            for (int k = first; k < first + lanes_of(first / 32) && !failed; ++k)
+                if (fibers[k].state == READY) { run_ready(k); again = progress = true; }
+        }
+    return progress;
+}
+
+// ``cluster`` blocks, neighbours in x, the first of which is the current one.
+static void run_fibers(Index extents, int cluster) {
+    block_threads = extents.x * extents.y * extents.z;
+    if (cluster > 1 && block_threads % 32) fail("a cluster of blocks of %d threads, no multiple of 32", block_threads);
+    threads = alive = block_threads * cluster;
+    const Index first_block = block_index;
+    for (int k = 0; k < threads; ++k) {
+        const unsigned t = k % block_threads;
+        prepare(k, {t % extents.x, t / extents.x % extents.y, t / (extents.x * extents.y)},
+                {first_block.x + k / block_threads, first_block.y, first_block.z});
+    }
     begin_products();
     ++epoch;
     while (alive && !failed) {
         bool progress = false;
-        for (int first = 0; first < threads && !failed; first += 32) {
-            for (bool again = true; again && !failed;) {
-                again = false;
-                for (int k = first; k < first + lanes_of(first / 32) && !failed; ++k)
-                    if (fibers[k].state == READY) { run_ready(k); again = progress = true; }
-            }
-        }
+        // each block as far as it comes without the others: what it does not wait for is not there yet
+        for (int start = 0; start < threads && !failed; start += block_threads)
+            do progress |= run_block(start);
+            while (!failed && open(AT_BARRIER, start, block_threads));
         if (failed || !alive) break;
-        if (!open_barrier() && !progress) stuck();
+        if (!open(AT_CLUSTER, 0, threads) && !progress) stuck();
     }
 }
 
@@ -236,8 +258,8 @@ static void run_in_turn(Index extents) {
 static char *shared_bytes;
 constexpr size_t SHARED = 256 * 1024;
 
-// Runs a kernel over its grid. Returns 0, or 1 with a message.
-template <typename Body> static int launch(const char *name, const unsigned *grid, const unsigned *block, bool meets, size_t shared, const Body &run) {
+// Runs a kernel over its grid, ``cluster`` blocks together. Returns 0, or 1 with a message.
+template <typename Body> static int launch(const char *name, const unsigned *grid, const unsigned *block, bool meets, size_t shared, int cluster, const Body &run) {
     kernel_name = name;
     failed = false;
     body = [](const void *what) { (*(const Body *)what)(); };
@@ -248,10 +270,10 @@ template <typename Body> static int launch(const char *name, const unsigned *gri
     try {
         for (unsigned z = 0; z < grid[2] && !failed; ++z)
             for (unsigned y = 0; y < grid[1] && !failed; ++y)
-                for (unsigned x = 0; x < grid[0] && !failed; ++x) {
+                for (unsigned x = 0; x < grid[0] && !failed; x += cluster) {
                     block_index = {x, y, z};
                     if (shared) memset(shared_bytes, 0xff, shared);  // NaN, which shows
-                    if (meets) run_fibers(extents); else run_in_turn(extents);
+                    if (meets) run_fibers(extents, cluster); else run_in_turn(extents);
                 }
     } catch (Failure) {
     }

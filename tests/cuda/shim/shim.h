@@ -1,6 +1,6 @@
 // CUDA C for the CPU: what the emitted text of kernels needs to be compiled as C++ and watched while it runs.
 //
-// Blocks run in turn. The threads of a block that meet (barriers, shuffles, tile operations) are fibers, switched by hand; others
+// Blocks run in turn, those of a cluster together. The threads of a block that meet (barriers, shuffles, tile operations) are fibers, switched by hand; others
 // run one after the other. The first access out of bounds, race on shared memory or divergence stops the launch with a message.
 #pragma once
 #include <cmath>
@@ -12,6 +12,7 @@
 #define __global__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define threadIdx (shim::thread_index)
 #define blockIdx (shim::block_index)
 

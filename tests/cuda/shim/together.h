@@ -30,13 +30,14 @@ template <int BYTES, typename P, typename Q> static void copy_async(const P &to,
 
 }  // namespace shim
 
-static inline void shim_barrier(int line) {
+static inline void shim_barrier(int line, shim::State state = shim::AT_BARRIER) {
     shim::Fiber &me = shim::fibers[shim::current];
-    me.state = shim::AT_BARRIER;
+    me.state = state;
     me.line = line;
     shim::pause();
 }
 #define __syncthreads() shim_barrier(__LINE__)
+static inline void tc_cluster_sync(int line = __builtin_LINE()) { shim_barrier(line, shim::AT_CLUSTER); }
 
 static inline void shim_warp_barrier(int line) {
     if (shim::meet(shim::SYNCWARP, nullptr, line)) {

@@ -8,7 +8,7 @@ struct Group {
     std::vector<std::function<void()>> open;                   // products that no commit has closed
     std::vector<std::vector<std::function<void()>>> closed;
 };
-static Group groups[8];
+static Group groups[MOST_FIBERS / 128];
 
 static Group &group() { return groups[current / 128]; }
 
