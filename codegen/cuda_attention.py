@@ -14,7 +14,7 @@ the extents alone. Source: Dao et al., FlashAttention (2022); Milakov and Gimels
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from tcompile.codegen.access import unravel
@@ -24,22 +24,20 @@ from tcompile.codegen.cuda_stage import Reader, Side, Stage
 from tcompile.codegen.cuda_tile import MANY, BlockTile
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare, const, identity, op, select
-from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
-from tcompile.ir.attention import Attention, find_attention
+from tcompile.ir.attention import Attention
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.dtypes import BOOL, F32
 from tcompile.ir.graph import Node
 from tcompile.ir.loops import Barrier, CommitAsync, Expr, Load, LoopKind, Op, Select, Shuffle, Space, WaitAsync
 from tcompile.ir.ops_contraction import free_axes
-from tcompile.ir.target import GpuTarget, Target
+from tcompile.ir.target import GpuTarget
 
 Fragment = Callable[[DimLike], Reader]
 GROUP = 4
 ACROSS = 16  # threads of a row
 DOWN = 8
 KEYS = 64  # of a tile
-MOST_DEPTH = 128  # of queries, and columns of values
 
 
 class CudaAttention:
@@ -50,13 +48,18 @@ class CudaAttention:
         self.draft = Draft("attention", node, scope)
         self.nest = self.draft.nest
         self.epilogue = Epilogue(self.draft, node, found.second)
-        self.batch, self.rows, self.keys, self.depth, self.columns = _sizes(found)
-        height = self._height()
+        self.batch, self.rows, self.keys, self.depth, self.columns = sizes(found)
+        self._tiles()
+        self.draft.flops = 2 * found.first.output.type.size * (self.depth + self.columns)
+        self.draft.tags["tile"] = f"{self.height} queries x {KEYS} keys"
+
+    def _tiles(self) -> None:
+        """Decides which part of the block's rows and keys a thread has."""
+        self.height = height = self._height()
         self.first = BlockTile(height, KEYS, height // DOWN, KEYS // ACROSS, terms=-(-self.depth // GROUP) * GROUP)
         width = -(-self.columns // ACROSS) * ACROSS
         self.second = BlockTile(height, width, height // DOWN, width // ACROSS, terms=KEYS)
-        self.draft.flops = 2 * found.first.output.type.size * (self.depth + self.columns)
-        self.draft.tags["tile"] = f"{height} queries x {KEYS} keys"
+        self.threads, self.row_count, self.distances = self.first.threads, self.first.thread_rows, (8, 4, 2, 1)
 
     def _height(self) -> int:
         """Rows of a block: the most that leave every multiprocessor something to do."""
@@ -69,27 +72,28 @@ class CudaAttention:
     def write(self) -> Draft:
         """The whole kernel."""
         nest, ranges = self.nest, self.nest.ranges
-        blocks = dims.ceildiv(self.rows, self.first.rows, ranges)
-        with thread_block(nest, dims.product(self.batch) * blocks, self.first.threads) as block:
+        blocks = dims.ceildiv(self.rows, self.height, ranges)
+        with thread_block(nest, dims.product(self.batch) * blocks, self.threads) as block:
             number = block.named(dims.mod(block.number, blocks, ranges), blocks - 1)
             flat = block.named(dims.floordiv(block.number, blocks, ranges), dims.product(self.batch) - 1)
             places = unravel(flat, self.batch, ranges)
             self.here = tuple(block.named(i, extent - 1) for i, extent in zip(places, self.batch, strict=True))
-            self.start = number * self.first.rows
-            down = block.named(dims.floordiv(block.thread, ACROSS, ranges), DOWN - 1)
-            across = block.named(dims.mod(block.thread, ACROSS, ranges), ACROSS - 1)
-            self._block(block, down, across)
+            self.start = number * self.height
+            self._block(block)
         return self.draft
 
-    def _block(self, block: ThreadBlock, down: DimLike, across: DimLike) -> None:
-        nest, first, second = self.nest, self.first, self.second
+    def _block(self, block: ThreadBlock) -> None:
+        nest, first, second, ranges = self.nest, self.first, self.second, self.nest.ranges
+        down = block.named(dims.floordiv(block.thread, ACROSS, ranges), DOWN - 1)
+        across = block.named(dims.mod(block.thread, ACROSS, ranges), ACROSS - 1)
         q = Stage(block, Side(self._query, self.start, self.rows, first.rows, self._query_place), first, self.depth, 1)
         k = Stage(block, Side(self._key, 0, self.keys, KEYS), first, self.depth, 1)
         v = Stage(block, Side(self._value, 0, self.columns, second.columns), second, self.keys, 1)
         weights = block.alloc(F32, (first.rows, KEYS + GROUP))
         self.acc = nest.alloc(F32, (second.thread_rows, second.thread_columns), Space.REGISTER)
-        self.top, self.total, self.scale = (nest.alloc(F32, (first.thread_rows,), Space.REGISTER) for _ in range(3))
-        self._clear()
+        self._open_rows()
+        with self._unrolled(second.thread_rows) as r, self._unrolled(second.thread_columns) as c:
+            nest.store(self.acc, (r, c), const(0, F32))
         q.fill(0, 0)
         k.fill(0, 0)
         nest.emit(CommitAsync())
@@ -120,19 +124,19 @@ class CudaAttention:
     def _unrolled(self, count: int) -> AbstractContextManager[DimLike]:
         return self.nest.loop(count, LoopKind.UNROLLED)
 
-    def _clear(self) -> None:
-        with self._unrolled(self.first.thread_rows) as r:
+    def _open_rows(self) -> None:
+        """What the softmax keeps of a thread's rows."""
+        self.top, self.total, self.scale = (self.nest.alloc(F32, (self.row_count,), Space.REGISTER) for _ in range(3))
+        with self._unrolled(self.row_count) as r:
             self.nest.store(self.top, r, identity("max", F32))
             self.nest.store(self.total, r, const(0, F32))
-            with self._unrolled(self.second.thread_columns) as c:
-                self.nest.store(self.acc, (r, c), const(0, F32))
 
     # Operands -----------------------------------------------------------------------------------------
 
     def _coordinates(self, row: DimLike) -> Shape:
         """The first product's index, without the key, of a row; rows beyond the last are the last."""
         flat = row
-        if dims.mod(self.rows, self.first.rows, self.nest.ranges) != 0:
+        if dims.mod(self.rows, self.height, self.nest.ranges) != 0:
             flat = dims.minimum(row, self.rows - 1, self.nest.ranges)
         axes = self.found.first.output.shape[len(self.batch) : -1]
         return (*self.here, *unravel(flat, axes, self.nest.ranges))
@@ -165,7 +169,7 @@ class CudaAttention:
 
     def _scores(self, q: Stage, k: Stage, first_key: DimLike, down: DimLike, across: DimLike) -> str:
         """x = f(q k^T) of a thread's rows and keys, in registers."""
-        nest, tile, found = self.nest, self.first, self.found
+        nest, tile = self.nest, self.first
         scores = nest.alloc(F32, (tile.thread_rows, tile.thread_columns), Space.REGISTER)
         with self._unrolled(tile.thread_rows) as r, self._unrolled(tile.thread_columns) as c:
             nest.store(scores, (r, c), const(0, F32))
@@ -176,14 +180,22 @@ class CudaAttention:
         with q.each(tile.thread_rows) as r:
             coordinates = self._coordinates(self.start + q.owned(r, down, tile.thread_rows))
             with k.each(tile.thread_columns) as c:
-                key = first_key + k.owned(c, across, tile.thread_columns)
-                whole = dims.mod(self.keys, KEYS, nest.ranges) == 0
-                inside = None if whole else nest.let(compare("lt", key, self.keys))
-                value = Load(scores, (r, c), F32)
-                self.draft.bind(found.first.output, lambda at, guard, value=value: value)
-                element = self.draft.element(found.scores, found.places((*coordinates, key), nest.ranges)[found.scores], inside)
-                nest.store(scores, (r, c), element if inside is None else select(inside, element, identity("max", F32)))
+                self._score(scores, (r, c), coordinates, first_key + k.owned(c, across, tile.thread_columns))
         return scores
+
+    def _score(self, scores: str, place: Shape, coordinates: Shape, key: DimLike) -> None:
+        """x = f(q k^T) of one element; -inf beyond the keys."""
+        nest, found = self.nest, self.found
+        whole = dims.mod(self.keys, KEYS, nest.ranges) == 0
+        inside = None if whole else nest.let(compare("lt", key, self.keys))
+        value = Load(scores, place, F32)
+        self.draft.bind(found.first.output, lambda at, guard: value)
+        element = self.draft.element(found.scores, found.places((*coordinates, key), nest.ranges)[found.scores], inside)
+        nest.store(scores, place, element if inside is None else select(inside, element, identity("max", F32)))
+
+    def _of_row(self, r: DimLike) -> list[Shape]:
+        """Where a thread's scores of its ``r``-th row are."""
+        return [(r, c) for c in range(self.first.thread_columns)]
 
     def _multiply(self, acc: str, a: Fragment, b: Fragment, tile: BlockTile) -> None:
         with self._unrolled(GROUP) as k:
@@ -193,20 +205,20 @@ class CudaAttention:
 
     def _softmax(self, scores: str) -> None:
         """Scores become exponentials; the rows' maxima, sums and scales follow."""
-        nest, columns = self.nest, self.first.thread_columns
-        with self._unrolled(self.first.thread_rows) as r:
+        nest = self.nest
+        with self._unrolled(self.row_count) as r:
             old = nest.let(Load(self.top, (r,), F32))
             top: Expr = old
-            for c in range(columns):
-                top = _larger(top, Load(scores, (r, c), F32))
+            for place in self._of_row(r):
+                top = _larger(top, Load(scores, place, F32))
             top = self._across(_larger, nest.let(top))
             nest.store(self.top, r, top)
             # exp(x - t'), where t' = -inf says that there is no key yet: -inf - 0
             shift = self._shift(top)
             total: Expr = const(0, F32)
-            for c in range(columns):
-                value = nest.let(op("exp", op("sub", Load(scores, (r, c), F32), shift)))
-                nest.store(scores, (r, c), value)
+            for place in self._of_row(r):
+                value = nest.let(op("exp", op("sub", Load(scores, place, F32), shift)))
+                nest.store(scores, place, value)
                 total = op("add", total, value)
             scale = nest.let(op("exp", op("sub", select(_none_yet(old), identity("max", F32), self._shift(old)), shift)))
             nest.store(self.scale, r, scale)
@@ -224,7 +236,7 @@ class CudaAttention:
         return self.nest.let(select(_none_yet(top), const(0, F32), shift))
 
     def _across(self, combine: Callable[[Expr, Expr], Expr], value: Expr) -> Expr:
-        for distance in (8, 4, 2, 1):
+        for distance in self.distances:
             value = self.nest.let(combine(value, Shuffle(value, distance)))
         return value
 
@@ -243,29 +255,29 @@ class CudaAttention:
             self._multiply(self.acc, lambda k: lambda r: Load(rows, (r, k), F32), b, tile)
 
     def _results(self, q: Stage, v: Stage, down: DimLike, across: DimLike) -> None:
-        nest, found, tile = self.nest, self.found, self.second
+        nest, tile = self.nest, self.second
+        with q.each(tile.thread_rows) as r:
+            row = self.start + q.owned(r, down, tile.thread_rows)
+            place, finish = self._finished(r, row)
+            with nest.branch(compare("lt", row, self.rows)), v.each(tile.thread_columns) as c:
+                column = v.owned(c, across, tile.thread_columns)
+                with nullcontext() if self.columns == tile.columns else nest.branch(compare("lt", column, self.columns)):
+                    self.epilogue.store((*place, column), finish(Load(self.acc, (r, c), F32)))
+
+    def _finished(self, r: DimLike, row: DimLike) -> tuple[Shape, Callable[[Expr], Expr]]:
+        """Where the results of a thread's ``r``-th row go, and what makes them of its sums."""
+        nest, found = self.nest, self.found
         divisor = found.divisor()
         assert divisor is not None
         fn, value = divisor
-        with q.each(tile.thread_rows) as r:
-            row = self.start + q.owned(r, down, tile.thread_rows)
-            coordinates = self._coordinates(row)
-            places = found.places((*coordinates, 0), nest.ranges)
-            total = self._across(partial(op, "add"), nest.let(Load(self.total, (r,), F32)))
-            top = nest.let(Load(self.top, (r,), F32))
-            self.draft.bind(found.top.output, lambda at, guard: top)
-            self.draft.bind(found.total.output, lambda at, guard: total)
-            self.draft.inliner.forget()
-            factor = nest.let(self.draft.element(value, places[found.powers]))
-            with nest.branch(compare("lt", row, self.rows)), v.each(tile.thread_columns) as c:
-                column = v.owned(c, across, tile.thread_columns)
-                result = Op(fn, (Load(self.acc, (r, c), F32), factor), F32)
-                place = (*found.result_place(places[found.weights]), column)
-                if self.columns == tile.columns:
-                    self.epilogue.store(place, result)
-                else:
-                    with nest.branch(compare("lt", column, self.columns)):
-                        self.epilogue.store(place, result)
+        places = found.places((*self._coordinates(row), 0), nest.ranges)
+        total = self._across(partial(op, "add"), nest.let(Load(self.total, (r,), F32)))
+        top = nest.let(Load(self.top, (r,), F32))
+        self.draft.bind(found.top.output, lambda at, guard: top)
+        self.draft.bind(found.total.output, lambda at, guard: total)
+        self.draft.inliner.forget()
+        factor = nest.let(self.draft.element(value, places[found.powers]))
+        return found.result_place(places[found.weights]), lambda value: Op(fn, (value, factor), F32)
 
 
 def _shared_bytes(height: int, depth: int, columns: int) -> int:
@@ -283,7 +295,7 @@ def _none_yet(top: Expr) -> Expr:
     return op("eq", top, identity("max", F32))
 
 
-def _sizes(found: Attention) -> tuple[Shape, DimLike, DimLike, DimLike, DimLike]:
+def sizes(found: Attention) -> tuple[Shape, DimLike, DimLike, DimLike, DimLike]:
     """(batch, rows, keys, depth, columns)."""
     first, second = found.first, found.second
     q, k = first.inputs
@@ -291,18 +303,3 @@ def _sizes(found: Attention) -> tuple[Shape, DimLike, DimLike, DimLike, DimLike]
     rows = dims.product(q.shape[axis] for axis in free_axes(q.rank, batch[0], contract[0]))
     columns = second.inputs[1].shape[found.value_axes()[1]]
     return first.output.shape[: len(batch[0])], rows, k.shape[found.key_axis()], q.shape[contract[0][0]], columns
-
-
-@template("fused.attention", "cuda")
-def attention(node: Node, scope: Scope, target: Target) -> list[Draft | Built] | None:
-    """The kernel of an attention with its epilogue; None where a head is too wide, or its weights are no scaled exponentials."""
-    assert isinstance(target, GpuTarget), target
-    producers = node.regions[0].producers()
-    found = next(filter(None, (find_attention(inner, producers) for inner in node.regions[0].nodes)), None)
-    if found is None or found.divisor() is None:
-        return None
-    batch, rows, keys, depth, columns = _sizes(found)
-    small = all(isinstance(extent, int) and extent <= MOST_DEPTH for extent in (depth, columns))
-    if not small or 0 in (*batch, rows, keys, depth, columns):
-        return None
-    return [Built(*CudaAttention(node, found, scope, target).write().finish())]

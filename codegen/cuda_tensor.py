@@ -105,7 +105,8 @@ def factors(core: Node, target: GpuTarget) -> tuple[DType, DType] | None:
     return None
 
 
-def _instruction(a: DType, b: DType) -> str:
+def instruction(a: DType, b: DType) -> str:
+    """The name of the tile operation that multiplies fragments of these dtypes."""
     if a == F32:
         return "mma_m16n8k8_tf32"
     if a.is_float:
@@ -126,7 +127,7 @@ class TensorProduct(Product):
         e = self.extents
         self.warps, self.parts, self.time = choose_tile(WARP_TILES, self.target, e)
         self.step = StepTile(self.warps.threads, STEP_BYTES // self.types[0].bytes)
-        self.draft.tags["tensor"] = _instruction(*self.types)
+        self.draft.tags["tensor"] = instruction(*self.types)
 
     def _sizes(self) -> tuple[int, int, int, int]:
         return self.warps.rows, self.warps.columns, self.step.terms, self.warps.threads
@@ -194,7 +195,7 @@ class TensorProduct(Product):
                 self._round(left, counts[0], 4)
                 self._round(right, counts[1], 2)
             with self._unrolled(counts[0]) as i, self._unrolled(counts[1]) as j:
-                nest.emit(TileOp(_instruction(a, b), (Tile(acc, (i, j, 0)), Tile(left, (i, 0)), Tile(right, (j, 0)))))
+                nest.emit(TileOp(instruction(a, b), (Tile(acc, (i, j, 0)), Tile(left, (i, 0)), Tile(right, (j, 0)))))
 
     def _round(self, buffer: str, count: int, elements: int) -> None:
         with self._unrolled(count) as i, self._unrolled(elements) as k:

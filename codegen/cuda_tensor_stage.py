@@ -91,13 +91,13 @@ class TensorStage:
             number = first + self.block.thread
             if not self.by_terms:
                 outer = self.block.named(dims.floordiv(number, side.size // self.width, ranges), terms)
-                along = self.block.named(dims.mod(number, side.size // self.width, ranges) * self.width, frees)
+                along = self.block.named(dims.mod(number, side.size // self.width, ranges), frees // self.width) * self.width
             elif self.is_copy or self.reads_along_terms:
                 outer = self.block.named(dims.floordiv(number, per_row, ranges), frees)
-                along = self.block.named(dims.mod(number, per_row, ranges) * self.width, terms + 1 - self.width)
+                along = self.block.named(dims.mod(number, per_row, ranges), per_row - 1) * self.width
             else:  # neighbouring threads read neighbours of the free axis
                 outer = self.block.named(dims.mod(number, side.size, ranges), frees)
-                along = self.block.named(dims.floordiv(number, side.size, ranges) * self.width, terms + 1 - self.width)
+                along = self.block.named(dims.floordiv(number, side.size, ranges), per_row - 1) * self.width
             free, term = (outer, along) if self.by_terms else (along, outer)
             row = side.start + free
             known = next((piece for piece in found if piece.row == row), None)
