@@ -55,8 +55,9 @@ def _limit(node: Node, operands: Sequence[np.ndarray] | None, expected: np.ndarr
     eps = float(ml_dtypes.finfo(dtype.numpy).eps)
     magnitude = np.abs(expected)
     if node.op == "map":
-        ulp = TABLE[node.attrs["fn"]].ulp
-        return ulp * (eps * magnitude + smallest) if ulp else 0.0
+        row = TABLE[node.attrs["fn"]]
+        flushed = float(np.finfo(np.float32).smallest_normal) if row.flushes and dtype.bits <= 32 else 0.0
+        return row.ulp * (eps * magnitude + smallest) + flushed if row.ulp else 0.0
     if node.op == "fused":
         return FUSED_ULP * (eps * magnitude + smallest) if node.regions[0].nodes[-1].attrs.get("fn") == "div" else 0.0
     if not spec(node.op).tolerance.grows or node.attrs.get("fn") in ("max", "min", "and", "or"):
