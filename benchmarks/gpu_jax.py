@@ -52,6 +52,7 @@ def _map(lax: Any, jnp: Any, attrs: Mapping[str, Any], node: Node) -> Callable[.
         "where": lambda c, a, b: jnp.where(c, a, b),
         "fma": lambda a, b, c: a * b + c,
         "recip": lambda a: 1 / a,
+        "silu": lambda a: a * lax.logistic(a),
         "round": lambda a: lax.round(a, lax.RoundingMethod.TO_NEAREST_EVEN),
         "isnan": jnp.isnan,
         "isinf": jnp.isinf,

@@ -78,6 +78,8 @@ def _map(torch: Any, attrs: Mapping[str, Any], node: Node, place: Place) -> Call
         return (lambda a, b: torch.div(a, b, rounding_mode="trunc")) if integer else torch.div
     if fn == "fma":
         return lambda a, b, c: a * b + c
+    if fn == "silu":
+        return torch.nn.functional.silu
     if fn not in _MAPS or (integer and fn in ("and", "or", "xor", "not")):
         raise UnsupportedError(f"PyTorch: no translation of map {fn} of {node.inputs[-1].dtype}")
     return getattr(torch, _MAPS[fn])

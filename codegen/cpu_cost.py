@@ -48,7 +48,10 @@ _OTHER_PORTS = 2  # vector units that add, compare and move besides those of mul
 _TURN_CYCLES = 1  # of a loop's own counting
 
 # Cycles of one vector register: divisions by their throughput, functions by the length of their polynomials.
-_SLOW = {"div": 5, "sqrt": 7, "rsqrt": 8, "pow": 40, "fmod": 40, "mod": 20, "erf": 15, "tanh": 13, "sigmoid": 9, "exp": 10, "log": 14}
+_SLOW = {
+    "div": 5, "sqrt": 7, "rsqrt": 8, "pow": 40, "fmod": 40, "mod": 20, "erf": 15, "tanh": 13, "sigmoid": 9, "silu": 8, "exp": 10,
+    "log": 14,
+}  # fmt: skip
 _FUNCTIONS = frozenset(("log1p", "expm1", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh"))
 _FUNCTION_CYCLES = 25
 _MULTIPLIES = frozenset({"fma", "mul"})

@@ -25,7 +25,7 @@ ANCHORS = frozenset({
 UNROLLED_WORK = 8  # elementwise work per element that is worth a copy for every vector of a tile
 UNROLLED_REQUANTISING = 20  # the same of sums of integers, whose epilogues are short operations each
 _WRITTEN_OUT = 4  # vectors of a row
-_FUNCTIONS = frozenset({"exp", "tanh", "erf", "sigmoid", "log", "sin", "cos", "pow", "log1p", "expm1"})
+_FUNCTIONS = frozenset({"exp", "tanh", "erf", "sigmoid", "silu", "log", "sin", "cos", "pow", "log1p", "expm1"})
 
 
 def anchor(node: Node) -> Node | None:

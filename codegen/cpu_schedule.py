@@ -35,7 +35,7 @@ _JOIN = 8
 _UNROLLED_COST = 24  # operations in a summand from which several accumulators no longer pay
 _TRANSCENDENTAL = frozenset(
     {"exp", "log", "log1p", "expm1", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh"}
-    | {"asinh", "acosh", "atanh", "erf", "sigmoid", "pow", "fmod"}
+    | {"asinh", "acosh", "atanh", "erf", "sigmoid", "silu", "pow", "fmod"}
 )
 _SMALL_WINDOW = 9  # turns of a constant inner loop that are written out
 

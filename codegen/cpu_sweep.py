@@ -10,6 +10,7 @@ written out for each vector it would load its constants for each. The stage of a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -99,7 +100,7 @@ def _swept_row(
 ) -> None:
     nest, height = conv.nest, conv.tile.rows
     tiles = conv.columns // height
-    group = min(max(positions // height, 1), max(tiles, 1))
+    group = min(_tiles_of_rows(max(positions // height, 1), height, conv.spatial[-1]), max(tiles, 1))
     stage = Stage(conv, nest.alloc(conv.dtype, (blocks * group * height * conv.block,)), group * height, image, block, blocks)
     with nest.loop(dims.ceildiv(count, group, nest.ranges)) as number:
         start = first + number * group
@@ -110,6 +111,12 @@ def _swept_row(
     rest = conv.columns % height
     if rest:
         last_chunk(partial(_rest, conv, stage, rest, tiles * height))
+
+
+def _tiles_of_rows(most: int, height: int, width: DimLike) -> int:
+    """At most ``most`` tiles that are whole rows, where some are: loops over rows then turn equally often, as processors expect."""
+    each = width // math.gcd(height, width) if isinstance(width, int) else most
+    return most // each * each or most
 
 
 def _rest(conv: DirectConv, stage: Stage, rest: int, start: int) -> None:

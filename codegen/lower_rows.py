@@ -29,7 +29,7 @@ from tcompile.ir.loops import Const, Expr, Load, Op, Space, Status
 # Elementwise work per element from which a row value is kept instead of computed again.
 _KEEP_FROM_COST = 8
 _COSTS = {
-    **dict.fromkeys(("exp", "log", "sin", "cos", "tanh", "sigmoid", "erf", "log1p", "expm1", "tan", "sinh", "cosh"), 12),
+    **dict.fromkeys(("exp", "log", "sin", "cos", "tanh", "sigmoid", "silu", "erf", "log1p", "expm1", "tan", "sinh", "cosh"), 12),
     **dict.fromkeys(("asin", "acos", "atan", "atan2", "asinh", "acosh", "atanh", "pow", "fmod"), 20),
     **dict.fromkeys(("div", "sqrt", "rsqrt", "recip", "mod"), 4),
 }

@@ -1,10 +1,10 @@
-"""exp, expm1, sigmoid for f32 and f64: round to a multiple of ln 2, a polynomial, and the exponent put back as bits.
+"""exp, expm1, sigmoid and silu for f32 and f64: round to a multiple of ln 2, a polynomial, and the exponent put back as bits.
 
     x = n * ln 2 + r with |r| <= ln(2)/2;  exp(x) = 2**n * (1 + r + r*r*Q(r))
 
 n comes from adding a large constant, whose low mantissa bits then *are* n plus a bias: no conversion to integers.
 ULP (measured): exp 1.1 (f32), 1.0 (f64); expm1 1.6, 1.9; sigmoid 5.1 (3.9 above -30; 0 below
-2**-126), 2.4.
+2**-126), 2.4; silu 6.7 (4.1 above -30; 0 below 2**-121), 2.2 (0 below 2**-1014).
 """
 
 from __future__ import annotations
@@ -99,6 +99,16 @@ def _short_sigmoid(x: Term) -> Term:
     scale, square = power_of_two(biased), r * r
     e = fma(fma(square, estrin(r, square, _SHORT_EXP), r), scale, scale)
     return e / (e + 1.0)
+
+
+def silu(x: Term) -> Term:
+    """x / (1 + exp(-x)): 0 from where the exponential is infinite, but NaN at -infinity."""
+    if x.dtype != F32:
+        return x / (exp(-x) + 1.0)
+    r, biased = reduce_in_one_step(-at_most(at_least(x, -_TABLES[F32].highest), -_ZERO_BELOW), exponent_bias(F32))
+    square = r * r
+    power = fma(square, estrin(r, square, _SHORT_EXP), r + 1.0)  # above 0: infinite at most when scaled, never NaN
+    return x / fma(power, power_of_two(biased), 1.0)
 
 
 def _full_sigmoid(x: Term) -> Term:

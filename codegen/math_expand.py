@@ -28,6 +28,7 @@ _FLOAT: dict[str, Callable[..., Term]] = {
     "exp": math_exp.exp,
     "expm1": math_exp.expm1,
     "sigmoid": math_exp.sigmoid,
+    "silu": math_exp.silu,
     "log": math_log.log,
     "log1p": math_log.log1p,
     "pow": math_pow.power,

@@ -8,7 +8,7 @@ each function. Integers wrap. No function traps:
     mod has the divisor's sign (integers); fmod the dividend's (integers and floats)
     pow of integers wraps; a negative exponent truncates 1 / x**n (so 0 unless x is 1 or -1)
     shl, shr by less than 0 or at least the width give 0; shr of a signed type is arithmetic
-    sigmoid of f32 may give 0 for what lies below the normal numbers
+    sigmoid and silu may give 0 for what is near the least normal numbers (below 256 times the least of f32 or f64)
     min, max propagate NaN; round is half to even; sign(NaN) is NaN; and/or/xor/not are bitwise
     dot2, dot4 take i32 words apart (the lowest bits first) and add the products of their parts to the third operand:
     two signed halves each; four bytes each, unsigned those of the first operand and signed those of the second;
@@ -36,7 +36,8 @@ class Elementwise:
     """One row: ``kinds`` are the operand kinds allowed (f, i, u, b), ``ulp`` the error a backend may have in f32.
 
     ``wide`` says that the NumPy meaning of f32 is computed in f64 and rounded, so that the oracle is exact; ``flushes``, that
-    backends may give 0 for what lies below the normal numbers of f32; ``only`` names the one dtype that a function of words takes.
+    backends may give 0 for what is below 256 times the least normal number of f32 or f64; ``only`` names the one dtype that a
+    function of words takes.
     """
 
     name: str
@@ -97,6 +98,10 @@ def _shift(function: Meaning) -> Meaning:
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
+
+
+def _silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
 
 
 def _dot(parts: tuple[type, type]) -> Meaning:
@@ -162,6 +167,7 @@ _ROWS = (
     _wide("acosh", np.arccosh, 4),
     _wide("atanh", np.arctanh, 4),
     _wide("erf", erf, 6),
+    _wide("silu", _silu, 7, flushes=True),  # x sigmoid(x)
     _wide("sigmoid", _sigmoid, 6, flushes=True),  # 4 but far left, where the shorter reduction that gates are worth errs by more
     _row("fma", 3, "f", fma),
     _row("and", 2, "biu", np.bitwise_and),

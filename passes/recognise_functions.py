@@ -31,6 +31,19 @@ def sigmoid(node: Node, context: Context) -> Patch | None:
 
 
 @rule("map")
+def silu(node: Node, context: Context) -> Patch | None:
+    # x * sigmoid(x) == silu(x), within its tolerance
+    if node.attrs["fn"] != "mul":
+        return None
+    for x, other in (node.inputs, node.inputs[::-1]):
+        gate = _map_of(other, "sigmoid", context)
+        if gate is not None and gate.inputs[0] is x and context.used_once(other):
+            b = context.build(node)
+            return patch("silu", b, b.map("silu", x))
+    return None
+
+
+@rule("map")
 def divide_by_row(node: Node, context: Context) -> Patch | None:
     """x / broadcast(y) == x * broadcast(1 / y), one more rounding, a division per row instead of one per element.
 
@@ -74,4 +87,4 @@ def _safe_divisor(value: Value, context: Context) -> bool:
     return top is not None and top.attrs == {"fn": "max", "axes": total.attrs["axes"]} and top.inputs[0] is shifted.inputs[0]
 
 
-RULES = (sigmoid, divide_by_row, erf_of_quotient)
+RULES = (sigmoid, silu, divide_by_row, erf_of_quotient)

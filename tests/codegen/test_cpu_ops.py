@@ -71,7 +71,7 @@ DIRECT = [
     name
     for name in elementwise.TABLE
     if name not in ("pow", "exp", "log", "log1p", "expm1", "sin", "cos", "tan", "asin", "acos", "atan", "atan2")
-    and name not in ("sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "sigmoid")
+    and name not in ("sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "sigmoid", "silu")
 ]
 
 

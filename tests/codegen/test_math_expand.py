@@ -25,6 +25,11 @@ PRIMITIVE = {
 }  # fmt: skip
 
 
+def silu(x):
+    infinite = 127.5 * math.log(2) if x.dtype == np.float64 else math.log(np.finfo(np.float64).max)  # where exp(-x) of f32, of f64 is
+    return np.where((x < -infinite) & np.isfinite(x), -0.0, x / (1 + np.exp(-x)))
+
+
 LEAST_SIGMOID = math.sqrt(0.5) * 2.0**-126  # of f32 that is not 0: the exponent rounds to that of the least normal number
 
 
@@ -39,6 +44,7 @@ UNARY = {
     "exp": (np.exp, (-105, 90), 1.1, 1.0),
     "expm1": (np.expm1, (-3, 3), 1.6, 1.9),
     "sigmoid": (sigmoid, (-105, 20), 5.1, 2.4),
+    "silu": (silu, (-105, 20), 6.7, 2.4),
     "log": (np.log, (0, 2), 0.9, 0.9),
     "log1p": (np.log1p, (-1, 2), 1.5, 0.9),
     "sin": (np.sin, (-50, 50), 0.9, 0.8),

@@ -131,6 +131,23 @@ CASES = {
         return %y""",
         'inputs %x: f32[30]\n%y: f32[30] = map(%x) {fn = "sigmoid"}\nreturn %y',
     ),
+    "a value times its own logistic function is silu": (
+        """inputs %x: f32[30]
+        %s: f32[30] = map(%x) {fn = "sigmoid"}
+        %y: f32[30] = map(%s, %x) {fn = "mul"}
+        return %y""",
+        'inputs %x: f32[30]\n%y: f32[30] = map(%x) {fn = "silu"}\nreturn %y',
+    ),
+    "a gate of another value stays": (
+        """inputs %x: f32[30], %z: f32[30]
+        %s: f32[30] = map(%z) {fn = "sigmoid"}
+        %y: f32[30] = map(%x, %s) {fn = "mul"}
+        return %y""",
+        """inputs %x: f32[30], %z: f32[30]
+        %s: f32[30] = map(%z) {fn = "sigmoid"}
+        %y: f32[30] = map(%x, %s) {fn = "mul"}
+        return %y""",
+    ),
     "a division by a standard deviation is a product with its reciprocal": (
         """inputs %x: f32[4, 30], %v: f32[4]
         %s: f32[4] = map(%v) {fn = "sqrt"}

@@ -56,7 +56,7 @@ def _limit(node: Node, operands: Sequence[np.ndarray] | None, expected: np.ndarr
     magnitude = np.abs(expected)
     if node.op == "map":
         row = TABLE[node.attrs["fn"]]
-        flushed = float(np.finfo(np.float32).smallest_normal) if row.flushes and dtype.bits <= 32 else 0.0
+        flushed = 256 * float(np.finfo(np.float64 if dtype.bits == 64 else np.float32).smallest_normal) if row.flushes else 0.0
         return row.ulp * (eps * magnitude + smallest) + flushed if row.ulp else 0.0
     if node.op == "fused":
         return FUSED_ULP * (eps * magnitude + smallest) if node.regions[0].nodes[-1].attrs.get("fn") == "div" else 0.0
