@@ -39,6 +39,7 @@ from tcompile.ir.tiles import (
     Tile,
     accumulator_type,
     best_tile,
+    chains,
     is_streamed,
     lanes,
     matrix_fits,
@@ -106,6 +107,17 @@ class Gemm:
         """The loops over terms, for the ``tile``-th tile of rows of a task."""
         return self.nest.loop(self.problem.terms)
 
+    def chains(self, tile: Tile) -> int:
+        """How many sums of each result are kept apart."""
+        return 1
+
+    @contextmanager
+    def chained(self, chains: int) -> Iterator[tuple[DimLike, ...]]:
+        """A loop over the terms of ``chains`` equal parts at once."""
+        part = _extent(self.problem.terms) // chains
+        with self.nest.loop(part) as term:
+            yield tuple(chain * part + term for chain in range(chains))
+
     # Loops --------------------------------------------------------------------------------------------
 
     def write(self) -> Draft:
@@ -172,14 +184,16 @@ class Gemm:
 
     def _tile_of_rows(self, batch: DimLike, panel: DimLike, right: Callable, rows: int, first: DimLike, number: DimLike = 0) -> None:
         tile = Tile(rows, self.tile.vectors, self.tile.lanes)
+        chains = self.chains(tile)
         acc = micro_kernel(
             self.nest,
             tile,
             self.problem.dtype,
-            terms=lambda: self.terms(panel, number),
+            terms=(lambda: self.chained(chains)) if chains > 1 else (lambda: self.terms(panel, number)),
             a=lambda row, term: self.left(batch, first + row, term),
             b=lambda vector, lane, term: right(term, vector, lane),
             combine=self.combine,
+            chains=chains,
         )
 
         def store(start: DimLike, columns: DimLike | None) -> None:
@@ -288,6 +302,14 @@ class PackedGemm(Gemm):
         if chunks == 1 and isinstance(self.problem.rows, int):
             tiles = -(-self.problem.rows // self.tile.rows)
         return fetched_ahead(_extent(b.shape[1]), self.tile.columns * self.item.bytes, tiles)
+
+    def chains(self, tile: Tile) -> int:
+        """Several where a large matrix is read once and its tiles are small."""
+        problem = self.problem
+        if self.combine is not None or problem.rows != 1 or not problem.dtype.is_float:
+            return 1
+        terms = _extent(problem.terms)
+        return chains(self.target, tile, terms) if is_streamed(self.target, 1, terms, _extent(problem.columns), problem.dtype) else 1
 
     def place(self, batch: DimLike, row: DimLike, column: DimLike) -> Shape:
         return (*unravel(row, self.core.output.shape[:-1], self.nest.ranges), column)

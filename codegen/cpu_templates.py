@@ -4,6 +4,7 @@ from tcompile.codegen import (
     cpu_attention,
     cpu_conv_kinds,
     cpu_depthwise,
+    cpu_gathered,
     cpu_gemm,
     cpu_interleaved,
     cpu_trees,
@@ -21,4 +22,5 @@ ALL = (
     cpu_conv_kinds.interleaved_conv,
     cpu_interleaved.interleaved_gemm,
     cpu_trees.trees,
+    cpu_gathered.gathered,
 )

@@ -42,11 +42,15 @@ def micro_kernel(
     b: Callable[[int, DimLike, object], Expr],
     initial: Callable[[int, int, DimLike], Expr] | None = None,
     combine: Callable[[Expr, Expr, Expr], Expr] | None = None,
+    chains: int = 1,
 ) -> Accumulator:
     """Runs the tile over all terms. ``terms`` opens the loops over terms and yields what names one; ``a(row, term)`` is a
     scalar, ``b(vector, lane, term)`` a weight and ``initial(row, vector, lane)`` what the sum starts from, else 0.
-    ``combine(a, b, sum)`` is the next sum: by default a * b + sum."""
+    ``combine(a, b, sum)`` is the next sum: by default a * b + sum. ``chains``: a name of terms is a tuple of that many, whose
+    sums are kept apart, and added pair by pair at the end."""
     combine = combine or multiply_add
+    if chains > 1:
+        return _in_chains(nest, tile, dtype, terms, a, b, combine, chains)
     buffer = nest.alloc(dtype, (tile.rows, tile.vectors, tile.lanes), Space.REGISTER)
     acc = Accumulator(buffer, tile, dtype)
     with nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
@@ -61,6 +65,39 @@ def micro_kernel(
                 for vector, weight in enumerate(weights):
                     nest.store(buffer, (row, vector, lane), combine(scalar, weight, acc.at(row, vector, lane)))
     return acc
+
+
+def _in_chains(
+    nest: Nest, tile: Tile, dtype: DType, terms: Callable, a: Callable, b: Callable, combine: Callable, chains: int
+) -> Accumulator:
+    """The tile with ``chains`` sums for each of its elements."""
+
+    def part(chain: int, operand: Callable) -> Callable:
+        return lambda *at: operand(*at[:-1], at[-1][chain])
+
+    wide = Tile(tile.rows * chains, tile.vectors, tile.lanes)
+    buffer = nest.alloc(dtype, (wide.rows, wide.vectors, wide.lanes), Space.REGISTER)
+    acc = Accumulator(buffer, wide, dtype)
+    with nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
+        for row in range(wide.rows):
+            for vector in range(wide.vectors):
+                nest.store(buffer, (row, vector, lane), const(0, dtype))
+    with terms() as term:
+        scalars = [nest.let(cast(part(k // tile.rows, a)(k % tile.rows, term), dtype), "a") for k in range(wide.rows)]
+        with nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
+            for chain in range(chains):
+                weights = [nest.let(cast(part(chain, b)(vector, lane, term), dtype), "b") for vector in range(tile.vectors)]
+                for row in range(chain * tile.rows, (chain + 1) * tile.rows):
+                    for vector, weight in enumerate(weights):
+                        nest.store(buffer, (row, vector, lane), combine(scalars[row], weight, acc.at(row, vector, lane)))
+    with nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
+        while chains > 1:
+            chains //= 2
+            for row in range(chains * tile.rows):
+                for vector in range(tile.vectors):
+                    both = Op("add", (acc.at(row, vector, lane), acc.at(row + chains * tile.rows, vector, lane)), dtype)
+                    nest.store(buffer, (row, vector, lane), both)
+    return Accumulator(buffer, tile, dtype)
 
 
 def words_dot(parts: int) -> Callable[[Expr, Expr, Expr], Expr]:

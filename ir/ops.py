@@ -14,6 +14,7 @@ from tcompile.errors import InvalidModelError
 from tcompile.ir import (
     ops_contraction,
     ops_control,
+    ops_gathered,
     ops_indexing,
     ops_interleaved,
     ops_layout,
@@ -30,7 +31,7 @@ from tcompile.ir.opspec import KINDS, REGISTRY, OpSpec, RuleError
 
 SUBJECTS = (
     ops_structure, ops_movement, ops_indexing, ops_order, ops_contraction, ops_reduction, ops_control, ops_layout, ops_interleaved,
-    ops_winograd, ops_trees,
+    ops_winograd, ops_gathered, ops_trees,
 )  # fmt: skip
 
 

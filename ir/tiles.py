@@ -201,6 +201,8 @@ def panel_width(target: Target, rows: DimLike, terms: int, columns: int, dtype: 
         vectors = max((1, 2, 4), key=lambda vectors: (side_by_side(target, rows, vectors), vectors))
         if side_by_side(target, rows, vectors) * vectors * lane_count <= columns:
             return vectors * lane_count
+        if rows == 1 and columns >= 2 * lane_count:  # two threads share even a narrow matrix
+            return min(columns // (2 * lane_count), 2) * lane_count
     if few:
         return best_tile(target, rows, columns, lane_count, step, planned=FEW_ROWS, what="matrix panel").columns
     return best_tile(target, rows, columns, lane_count, step, terms, what="matrix panel").columns
@@ -220,6 +222,38 @@ def side_by_side(target: Target, rows: int, vectors: int) -> int:
         return matrix_fits(target, rows, streams * vectors) or (rows == 1 and row_fits(target, streams * vectors))
 
     return max((streams for streams in range(1, _MOST_STREAMS + 1) if held(streams)), default=1)
+
+
+def chains(target: Target, tile: Tile, terms: int) -> int:
+    """How many parts of equal length the terms of a tile of few sums are cut into, each added on its own: the latency of
+    additions would hold up a single one, and each part is one more stream of addresses from memory."""
+    wanted = target.fma_ports * target.fma_latency / (tile.rows * tile.vectors)
+    return next((parts for parts in (4, 2) if parts <= wanted and terms % parts == 0), 1)
+
+
+def gathered_tile(target: Target, block: int) -> Tile:
+    """The tile that multiplies the rows of a table, ``block`` output channels wide or a part of them."""
+    lane_count = target.float_lanes
+    vectors = min(block // lane_count, 2)
+    return Tile(min((target.vector_registers - 1 - vectors) // vectors, 2 * MOST_ROWS), vectors, lane_count)
+
+
+def gathered_block(target: Target, taps: int, entries: int) -> int | None:
+    """How many outputs a task of conv_gathered computes: their sums of all taps stay in registers, the products of ``entries`` rows
+    in the L2 cache. None where there is no such number."""
+    for vectors in (2, 1):
+        block = vectors * target.float_lanes
+        held = (taps + 2) * vectors + 2 <= target.vector_registers  # extremes and operands beside the sums
+        if held and 4 * entries * taps * block <= target.l2_bytes * 3 // 4:
+            return block
+    return None
+
+
+def gathered_cycles(target: Target, positions: int, entries: int, parts: int, depth: int, taps: int, outputs: int) -> float:
+    """Estimated cycles of a convolution of ``parts`` rows of a table of ``entries`` a position on one core."""
+    products = entries * parts * depth * taps * outputs / (target.fma_ports * target.float_lanes)
+    found = positions * parts * taps * outputs * 4 / _L2_BYTES_PER_CYCLE
+    return 1.06 * products + found
 
 
 def conv_pass(target: Target, blocks: int, terms: int, columns: int) -> int:

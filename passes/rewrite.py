@@ -96,6 +96,10 @@ class Context:
         """Whether a single operand in this graph reads the value (an output of the graph counts as one)."""
         return self._uses[value] <= 1
 
+    def uses(self, value: Value) -> int:
+        """How many operands in this graph read the value (an output of the graph counts as one)."""
+        return self._uses[value]
+
     def unused(self, value: Value) -> bool:
         """Whether nothing in this graph reads the value."""
         return self._uses[value] == 0

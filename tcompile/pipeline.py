@@ -88,6 +88,7 @@ def passes(target: Target, *, winograd: bool = True) -> tuple[Pass, ...]:
     from tcompile.passes.canonicalise import Canonicalise
     from tcompile.passes.fold import FoldConstants
     from tcompile.passes.fuse import Fuse
+    from tcompile.passes.gathered_convs import GatheredConvs
     from tcompile.passes.layout import AssignLayouts
     from tcompile.passes.layout_taps import WeightsByTaps
     from tcompile.passes.narrow_weights import NarrowWeights
@@ -99,6 +100,7 @@ def passes(target: Target, *, winograd: bool = True) -> tuple[Pass, ...]:
         IntegerContractions(target),
         FoldConstants(),
         Recognise(),
+        GatheredConvs(target),
         AssignLayouts(target, winograd),
         FoldConstants("fold-packed", extra=(*repeats.RULES, *gates.RULES, *index_bounds.RULES)),
         NarrowWeights(target),

@@ -11,7 +11,7 @@ from tcompile.ir.dtypes import BF16, F16, F32, F64, I8, I32, U8
 from tcompile.ir.interpret import interpret
 from tcompile.ir.ops_layout import pack_panels
 from tcompile.ir.target import named_target, native_target
-from tcompile.ir.tiles import FEW_ROWS, panel_width
+from tcompile.ir.tiles import FEW_ROWS, Tile, chains, panel_width
 from tests.codegen.native import run_native
 from tests.codegen.template_runs import check_template
 
@@ -64,6 +64,20 @@ def test_a_single_row_of_a_large_matrix_has_four_streams_and_a_small_one_has_one
     assert (width, packed_tile(target, large, width).columns) == (16, 64)
     width = panel_width(target, 1, 768, 100, F32)
     assert packed_tile(target, small, width).columns == width
+
+
+@pytest.mark.parametrize(("k", "n", "width"), [(11616, 32, 16), (20011, 17, 8), (20014, 16, 8), (11003, 31, 8)])
+def test_two_threads_share_a_narrow_matrix_of_many_terms(k, n, width):
+    assert panel_width(named_target("x86-64-v3"), 1, k, n, F32) == width
+    test_packed(1, k, n)
+
+
+@pytest.mark.parametrize(
+    ("tile", "terms", "parts"),
+    [(Tile(1, 2, 8), 11616, 4), (Tile(1, 2, 8), 11618, 2), (Tile(1, 4, 8), 64, 2), (Tile(1, 1, 8), 7, 1), (Tile(6, 2, 8), 64, 1)],
+)
+def test_tiles_of_few_sums_add_equal_parts_on_their_own(tile, terms, parts):
+    assert chains(named_target("x86-64-v3"), tile, terms) == parts
 
 
 def test_rows_that_leave_registers_for_one_stream_only_are_read_in_tiles():

@@ -29,7 +29,8 @@ from tests.problems.compiled import operands_of, shown
 from tests.problems.problem import RUNS, Batch, Problem, batches, sample
 from tests.problems.values import scrambled
 
-CPU_ONLY = frozenset({"conv_winograd", "conv_winograd_whole"})  # made by passes for targets with channel blocks; they have templates only
+# made by passes for targets with channel blocks; they have templates only
+CPU_ONLY = frozenset({"conv_winograd", "conv_winograd_whole", "conv_gathered"})
 OPS = sorted(PROBLEMS.keys() - CPU_ONLY)
 TARGET = "cuda-sm90"
 

@@ -135,6 +135,26 @@ def test_pooling_bias_and_classifier():
     assert "unpack" not in ops and ops[-1] == "dot_packed"
 
 
+@pytest.mark.parametrize(("channels", "size", "order"), [(24, (5, 3), "blocks"), (16, (1, 7), "blocks"), (20, (3, 5), "plain")])
+def test_flattened_images_of_whole_blocks_are_multiplied_as_they_lie(channels, size, order):
+    b = Builder()
+    x = b.input("x", F32, (3, 8, *size))
+    y = relu(b, conv(b, x, channels, pad=1))
+    flat = b.reshape(y, (3, channels * size[0] * size[1]))
+    z = Term(b, flat).dot(Term(b, b.constant(normal(7, flat.shape[1]))), contract=((1,), (1,)))
+    ops = laid_out(b.graph([z.value], ["z"]), x=normal(*x.shape))
+    assert ("unpack" in ops) == (order == "plain") and ops[-1] == "dot_packed"
+
+
+def test_flattened_images_that_are_read_twice_are_unpacked_for_the_other_reader():
+    b = Builder()
+    x = b.input("x", F32, (2, 8, 3, 3))
+    flat = b.reshape(conv(b, x, 8, pad=1), (2, 72))
+    z = Term(b, flat).dot(Term(b, b.constant(normal(72, 7))), contract=((1,), (0,)))
+    ops = laid_out(b.graph([z.value, flat], ["z", "flat"]), x=normal(*x.shape))
+    assert ops.count("unpack") == 1 and "dot_packed" in ops
+
+
 @pytest.mark.parametrize("parts", [(16, 32), (16, 20), (20, 16)])
 def test_concat_of_channels(parts):
     b = Builder()

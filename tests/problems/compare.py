@@ -18,7 +18,7 @@ from tcompile.ir.winograd import form_of
 BITS = {"constant", "dim", "bind_dim", "iota", "rng_bits", "bitcast", "broadcast", "reshape", "transpose", "slice", "pad", "concat"}
 BITS |= {"gather", "gather_nd", "gather_elements", "sort", "compact", "arg_reduce", "pack", "unpack", "if"}
 FUSED_ULP = 16  # a few functions and a sum after each other
-LINEAR = {"dot_general", "conv", "dot_packed", "conv_blocked", "conv_stem", "depthwise_blocked", "conv_winograd"}
+LINEAR = {"dot_general", "conv", "dot_packed", "conv_blocked", "conv_stem", "depthwise_blocked", "conv_winograd", "conv_gathered"}
 
 
 def assert_close(got: np.ndarray, expected: np.ndarray, node: Node, operands: Sequence[np.ndarray] | None) -> None:
@@ -75,6 +75,10 @@ def _sum_of_magnitudes(node: Node, operands: Sequence[np.ndarray]) -> np.ndarray
         form = form_of(node.attrs["kernel"], operands[0].ndim - 3, node.attrs["tile"])
         gain = (np.abs(form.input_matrix).sum(1).max() * np.abs(form.output_matrix).sum(1).max()) ** form.axes
         return gain * terms(node, operands) * wide[0].max(initial=0) * wide[1].max(initial=0)
+    if node.op == "conv_gathered":  # of an extreme: of all that are compared
+        wide[1] = operands[1]
+        (sums,) = evaluate(node.op, [array if array.dtype != np.float64 else array.astype(np.float32) for array in wide], {"pool": "none"})
+        return sums if node.attrs["pool"] == "none" else sums.max(axis=1)
     attrs = {**node.attrs, "dtype": dtypes.F64} if "dtype" in node.attrs else node.attrs
     return evaluate(node.op, wide, attrs)[0]
 
@@ -93,6 +97,8 @@ def terms(node: Node, operands: Sequence[np.ndarray]) -> int:
             return math.prod(x.shape[axis] for axis in node.attrs["axes"])
         case "reduce_window":
             return math.prod(node.attrs["window"])
+        case "conv_gathered":
+            return math.prod(shapes[-1][1:4])
         case "cumulative":
             return x.shape[node.attrs["axis"]]
         case _:  # blocked convolutions: all of the weights but the output's lanes

@@ -134,3 +134,18 @@ def conv_winograd_whole(case: Case, dtype: DType) -> None:
     x = case.operand(dtypes.I16, (case.extent(among=(0, 1, 2)), blocks, *space, block), codes)
     u = case.operand(dtypes.I16, (case.choice((16, 36)), outputs, blocks, block // 2, block, 2), codes, constant=0.5)
     case.emit("conv_winograd_whole", x, u, size=size, low=low)
+
+
+@problem("conv_gathered", [dtypes.I64, dtypes.I32, dtypes.U8], pool=["none", "extremes"])
+def conv_gathered(case: Case, dtype: DType, pool: str) -> None:
+    """Any table, positions, taps and rows of a position; a bias for all positions or for each."""
+    entries, depth, parts, taps, lanes = case.choice((1, 7, 19)), case.choice((1, 3, 8)), case.integer(1, 4), case.integer(1, 5), 16
+    positions, images = taps - 1 + case.choice((1, 2, 11)), case.extent(among=(0, 1, 2))
+    blocks, count = case.choice((1, 2)), case.choice((1, positions - taps + 1))
+    table = case.operand(dtypes.F32, (entries, depth), constant=1.0)
+    rows = case.operand(dtype, (images, positions, parts), lambda rng, kind, shape: rng.integers(0, entries, shape).astype(kind.numpy))
+    scale, shift = (case.operand(dtypes.F32, (images, parts * depth)) for _ in range(2))
+    gain = case.operand(dtypes.F32, (positions,), constant=0.5)
+    bias = case.operand(dtypes.F32, (blocks, count, lanes), constant=0.5)
+    w = case.operand(dtypes.F32, (blocks, parts, depth, taps, lanes), constant=0.5)
+    case.emit("conv_gathered", table, rows, scale, shift, gain, bias, w, pool=pool)
