@@ -24,6 +24,7 @@ from tcompile.codegen.cuda_stage import Reader, Side, Stage
 from tcompile.codegen.cuda_tile import MANY, BlockTile
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare, const, identity, op, select
+from tcompile.codegen.templates import Built
 from tcompile.ir import dims
 from tcompile.ir.attention import Attention
 from tcompile.ir.dims import DimLike, Shape
@@ -68,6 +69,10 @@ class CudaAttention:
         repeats = batch if isinstance(batch, int) else MANY // 64
         fitting = [height for height in (64, 32, 16) if _shared_bytes(height, self.depth, self.columns) <= self.target.shared_bytes]
         return next((height for height in fitting if repeats * -(-rows // height) >= self.target.sms), fitting[-1])
+
+    def built(self) -> Built:
+        """The kernel."""
+        return Built(*self.write().finish())
 
     def write(self) -> Draft:
         """The whole kernel."""
@@ -185,9 +190,12 @@ class CudaAttention:
 
     def _score(self, scores: str, place: Shape, coordinates: Shape, key: DimLike) -> None:
         """x = f(q k^T) of one element; -inf beyond the keys."""
-        nest, found = self.nest, self.found
+        nest = self.nest
         whole = dims.mod(self.keys, KEYS, nest.ranges) == 0
-        inside = None if whole else nest.let(compare("lt", key, self.keys))
+        self._masked_score(scores, place, coordinates, key, None if whole else nest.let(compare("lt", key, self.keys)))
+
+    def _masked_score(self, scores: str, place: Shape, coordinates: Shape, key: DimLike, inside: Expr | None) -> None:
+        nest, found = self.nest, self.found
         value = Load(scores, place, F32)
         self.draft.bind(found.first.output, lambda at, guard: value)
         element = self.draft.element(found.scores, found.places((*coordinates, key), nest.ranges)[found.scores], inside)
@@ -210,8 +218,8 @@ class CudaAttention:
             old = nest.let(Load(self.top, (r,), F32))
             top: Expr = old
             for place in self._of_row(r):
-                top = _larger(top, Load(scores, place, F32))
-            top = self._across(_larger, nest.let(top))
+                top = larger(top, Load(scores, place, F32))
+            top = self._across(larger, nest.let(top))
             nest.store(self.top, r, top)
             # exp(x - t'), where t' = -inf says that there is no key yet: -inf - 0
             shift = self._shift(top)
@@ -220,7 +228,7 @@ class CudaAttention:
                 value = nest.let(op("exp", op("sub", Load(scores, place, F32), shift)))
                 nest.store(scores, place, value)
                 total = op("add", total, value)
-            scale = nest.let(op("exp", op("sub", select(_none_yet(old), identity("max", F32), self._shift(old)), shift)))
+            scale = nest.let(op("exp", op("sub", select(none_yet(old), identity("max", F32), self._shift(old)), shift)))
             nest.store(self.scale, r, scale)
             part = op("add", op("mul", Load(self.total, (r,), F32), scale), nest.let(total))
             nest.store(self.total, r, part)
@@ -233,7 +241,7 @@ class CudaAttention:
         self.draft.bind(found.top.output, lambda at, guard: top)
         self.draft.inliner.forget()
         shift = self.draft.element(value, (0,) * value.rank)
-        return self.nest.let(select(_none_yet(top), const(0, F32), shift))
+        return self.nest.let(select(none_yet(top), const(0, F32), shift))
 
     def _across(self, combine: Callable[[Expr, Expr], Expr], value: Expr) -> Expr:
         for distance in self.distances:
@@ -266,13 +274,17 @@ class CudaAttention:
 
     def _finished(self, r: DimLike, row: DimLike) -> tuple[Shape, Callable[[Expr], Expr]]:
         """Where the results of a thread's ``r``-th row go, and what makes them of its sums."""
+        nest = self.nest
+        total = self._across(partial(op, "add"), nest.let(Load(self.total, (r,), F32)))
+        return self._divided(row, total, nest.let(Load(self.top, (r,), F32)))
+
+    def _divided(self, row: DimLike, total: Expr, top: Expr) -> tuple[Shape, Callable[[Expr], Expr]]:
+        """The same of a row whose sum of exponentials and largest score are given."""
         nest, found = self.nest, self.found
         divisor = found.divisor()
         assert divisor is not None
         fn, value = divisor
         places = found.places((*self._coordinates(row), 0), nest.ranges)
-        total = self._across(partial(op, "add"), nest.let(Load(self.total, (r,), F32)))
-        top = nest.let(Load(self.top, (r,), F32))
         self.draft.bind(found.top.output, lambda at, guard: top)
         self.draft.bind(found.total.output, lambda at, guard: total)
         self.draft.inliner.forget()
@@ -286,12 +298,13 @@ def _shared_bytes(height: int, depth: int, columns: int) -> int:
     return 4 * (height * (depth + pad) + KEYS * (depth + pad) + KEYS * (columns + ACROSS + pad) + height * (KEYS + pad))
 
 
-def _larger(a: Expr, b: Expr) -> Expr:
+def larger(a: Expr, b: Expr) -> Expr:
     """max without regard to NaN: a row with one has a NaN for its sum anyway."""
     return Select(Op("gt", (b, a), BOOL), b, a)
 
 
-def _none_yet(top: Expr) -> Expr:
+def none_yet(top: Expr) -> Expr:
+    """Whether a row has met no key but masked ones."""
     return op("eq", top, identity("max", F32))
 
 

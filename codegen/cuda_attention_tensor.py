@@ -16,6 +16,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 from tcompile.codegen.cuda_attention import KEYS, CudaAttention, sizes
+from tcompile.codegen.cuda_attention_few import MOST_ROWS, FewQueries
 from tcompile.codegen.cuda_block import ThreadBlock
 from tcompile.codegen.cuda_stage import Side, step_along
 from tcompile.codegen.cuda_tensor import LANES, MMA_BYTES, MMA_COLUMNS, MMA_ROWS, StepTile, factors, instruction
@@ -225,6 +226,11 @@ def attention(node: Node, scope: Scope, target: Target) -> list[Draft | Built] |
     small = all(isinstance(extent, int) and extent <= MOST_DEPTH for extent in (depth, columns))
     if not small or 0 in (*batch, rows, keys, depth, columns):
         return None
+    return [_writer(found, rows, target)(node, found, scope, target).built()]
+
+
+def _writer(found: Attention, rows: DimLike, target: GpuTarget) -> type[CudaAttention]:
+    if isinstance(rows, int) and rows <= MOST_ROWS:
+        return FewQueries
     on_tensor_cores = tensor_kind(found, target) is not None and not (isinstance(rows, int) and rows < FEWEST_ROWS)
-    writer = TensorAttention if on_tensor_cores else CudaAttention
-    return [Built(*writer(node, found, scope, target).write().finish())]
+    return TensorAttention if on_tensor_cores else CudaAttention

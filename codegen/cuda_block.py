@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tcompile.codegen.nest import Nest
-from tcompile.codegen.scalar import index_value
+from tcompile.codegen.scalar import compare, index_value
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.dtypes import DType
-from tcompile.ir.loops import Alloc, For, LoopKind, Space
+from tcompile.ir.loops import Alloc, Barrier, Expr, For, LoopKind, Space
+from tcompile.ir.loops import Scope as Meeting
+
+GROUP = 4  # elements of one access
 
 
 @dataclass
@@ -52,3 +55,34 @@ def thread_block(nest: Nest, blocks: DimLike, threads: int) -> Iterator[ThreadBl
         yield block
     inner = For(name, threads, tuple(body), LoopKind.BLOCK)
     nest.emit(For(grid, blocks, (*block.shared, inner), LoopKind.GRID))
+
+
+@contextmanager
+def cluster_thread(nest: Nest, count: DimLike, blocks: int, threads: int) -> Iterator[tuple[DimLike, DimLike, DimLike]]:
+    """Opens the loops over ``count`` clusters, the ``blocks`` of each and their ``threads``; yields the numbers of all three."""
+    names = [nest.fresh("i") for _ in range(3)]
+    for name, extent in zip(names, (count, blocks, threads), strict=True):
+        nest.ranges[name] = Range(0, extent - 1)
+    number, block, thread = names
+    with nest.nested() as body:
+        yield 0 if count == 1 else dims.symbol(number), 0 if blocks == 1 else dims.symbol(block), dims.symbol(thread)
+    loop = For(thread, threads, tuple(body), LoopKind.BLOCK)
+    if blocks > 1:
+        loop = For(block, blocks, (loop,), LoopKind.CLUSTER)
+    nest.emit(For(number, count, (loop,), LoopKind.GRID))
+
+
+def meeting(blocks: int) -> Barrier:
+    """Where all threads of a cluster of so many blocks meet."""
+    return Barrier(Meeting.CLUSTER if blocks > 1 else Meeting.BLOCK)
+
+
+def lane_terms(nest: Nest, count: int, lanes: int, lane: DimLike, body: Callable[[DimLike, DimLike, Expr | None], None]) -> None:
+    """Calls ``body(place, term, guard)`` for a lane's share of so many terms; neighbours in groups where lanes have whole ones."""
+    if count % (GROUP * lanes) == 0:
+        with nest.loop(count // (GROUP * lanes), LoopKind.UNROLLED) as group, nest.loop(GROUP, LoopKind.VECTOR, GROUP) as k:
+            body(group * GROUP + k, (group * lanes + lane) * GROUP + k, None)
+        return
+    with nest.loop(-(-count // lanes), LoopKind.UNROLLED) as turn:
+        term = turn * lanes + lane
+        body(turn, term, None if count % lanes == 0 else compare("lt", term, count))

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tcompile.codegen.access import unravel
+from tcompile.codegen.cuda_block import cluster_thread, lane_terms, meeting
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.inline import INLINABLE
 from tcompile.codegen.loop_rewrite import substitute
@@ -28,8 +29,7 @@ from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Shape, product
 from tcompile.ir.dtypes import F32
 from tcompile.ir.graph import Graph, Node, TensorType, Value
-from tcompile.ir.loops import Access, Barrier, Expr, For, Load, LoopKind, Op, Shuffle, Space
-from tcompile.ir.loops import Scope as Meeting
+from tcompile.ir.loops import Access, Expr, For, Load, LoopKind, Op, Shuffle, Space
 from tcompile.ir.ops import spec
 from tcompile.ir.ops_contraction import free_axes
 from tcompile.ir.ops_control import loop_scan_symbol
@@ -40,7 +40,6 @@ HELD = 64  # weights that a thread keeps
 MOST_THREADS = 512  # of a block, so that each has registers for them
 FEWEST_THREADS = 128  # of a block, before fewer blocks take a row
 MOST_ROWS = 512  # rows of a batch from which products of whole matrices are better
-GROUP = 4  # terms of one access
 _FIXED = ("reshape", "transpose", "convert", "broadcast")  # what may stand between a constant and a product
 
 
@@ -252,18 +251,9 @@ class Recurrence(_Turn):
 
     def write(self) -> Built:
         """The whole kernel."""
-        nest, cell, made = self.nest, self.cell, self.plan
-        row, block, thread = (nest.fresh("i") for _ in range(3))
-        for name, extent in ((row, cell.rows), (block, made.blocks), (thread, made.threads)):
-            nest.ranges[name] = Range(0, extent - 1)
-        self.row = 0 if cell.rows == 1 else dims.symbol(row)
-        first = dims.symbol(block) * made.units if made.blocks > 1 else 0
-        with nest.nested() as body:
-            self._thread(dims.symbol(thread), first)
-        loop = For(thread, made.threads, tuple(body), LoopKind.BLOCK)
-        if made.blocks > 1:
-            loop = For(block, made.blocks, (loop,), LoopKind.CLUSTER)
-        nest.emit(For(row, cell.rows, (loop,), LoopKind.GRID))
+        nest, made = self.nest, self.plan
+        with cluster_thread(nest, self.cell.rows, made.blocks, made.threads) as (self.row, block, thread):
+            self._thread(thread, block * made.units)
         kernel, values = self.draft.finish()
         return Built(kernel, values, tuple(self.states))
 
@@ -280,15 +270,12 @@ class Recurrence(_Turn):
         with nest.branch(self.mine):
             for value, state in zip(cell.initial, self.states, strict=True):
                 self._put(state, 0, self.draft.element(value, cell.place(value, self.row, self.unit)))
-        self._meet()
+        self.nest.emit(meeting(self.plan.blocks))
         self._turns(weights)
         with nest.branch(self.mine):
             for value, state in zip(cell.finals, self.states, strict=True):
                 slot = dims.mod(cell.attrs["trip"], 2, ranges)
                 self.draft.store(value, cell.place(value, self.row, self.unit), self._state(state, slot, self.unit))
-
-    def _meet(self) -> None:
-        self.nest.emit(Barrier(Meeting.CLUSTER if self.plan.blocks > 1 else Meeting.BLOCK))
 
     # What is carried ----------------------------------------------------------------------------------
 
@@ -303,18 +290,6 @@ class Recurrence(_Turn):
 
     # Sums ---------------------------------------------------------------------------------------------
 
-    def _terms(self, count: int, body: Any) -> None:
-        """Calls ``body(place, term, guard)`` for this lane's terms; neighbours in groups where they share an access."""
-        nest, lanes = self.nest, self.plan.lanes
-        if count % (GROUP * lanes) == 0:
-            with nest.loop(count // (GROUP * lanes), LoopKind.UNROLLED) as group, nest.loop(GROUP, LoopKind.VECTOR, GROUP) as k:
-                body(group * GROUP + k, (group * lanes + self.lane) * GROUP + k, None)
-            return
-        with nest.loop(-(-count // lanes), LoopKind.UNROLLED) as turn:
-            term = turn * lanes + self.lane
-            guard = None if count % lanes == 0 else compare("lt", term, count)
-            body(turn, term, guard)
-
     def _weights(self, one: Sum) -> str:
         """This lane's weights of a sum, in registers; 0 beyond the last term."""
         nest, right = self.nest, one.dot.inputs[1]
@@ -326,7 +301,7 @@ class Recurrence(_Turn):
             value = self.draft.element(right, tuple(index), guard)
             nest.store(held, place, value if guard is None else select(guard, value, const(0, F32)))
 
-        self._terms(one.terms, load)
+        lane_terms(nest, one.terms, self.plan.lanes, self.lane, load)
         return held
 
     def _sums(self, weights: list[str]) -> list[Expr]:
@@ -360,7 +335,7 @@ class Recurrence(_Turn):
             value = self.draft.element(left, (*row[:axis], term, *row[axis:]), guard)
             nest.store(held, place, value if guard is None else select(guard, value, const(0, F32)))
 
-        self._terms(one.terms, load)
+        lane_terms(nest, one.terms, self.plan.lanes, self.lane, load)
         return held
 
     # Turns --------------------------------------------------------------------------------------------
@@ -377,7 +352,7 @@ class Recurrence(_Turn):
             sums = {(one.dot.output, one.column): value for one, value in zip(self.needed, self._sums(weights), strict=True)}
             self.bind_sums(lambda dot, column: sums[dot.output, column])
             self._results(after)
-            self._meet()
+            nest.emit(meeting(self.plan.blocks))
         nest.emit(For(turn, cell.attrs["trip"], substitute(tuple(body), {counter: dims.symbol(turn)}, ranges)))
 
     def _results(self, after: DimLike) -> None:
