@@ -1,9 +1,10 @@
 """Convolution of rows of a table, scaled and shifted by channel: every row is multiplied once, and positions add up what they find.
 
+    which rows there are: ``cpu_gathered_rows``
     parallel for (image, block of outputs):
         for each row of a position, j:
             weights of j and of the block: times the scale; their products with the shift are where each sum begins
-            products[j][V][T * B] = table * weights                  the micro-kernel
+            products[j][rows that are used][T * B] = table * weights                  the micro-kernel
         for each position p:
             sum[t] = sum[t - 1] + gain[p] * (products[0][rows[p, 0]][t] + products[1][rows[p, 1]][t] + ...)     for each tap t
             sum[T - 1] is a result: plus bias; stored, or compared with the extremes so far
@@ -18,17 +19,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tcompile.codegen.access import ravel
+from tcompile.codegen.cpu_gathered_rows import UsedRows, used_rows
 from tcompile.codegen.cpu_interleaved import unrolled
 from tcompile.codegen.cpu_split import split_task
 from tcompile.codegen.cpu_tile import Accumulator, micro_kernel
 from tcompile.codegen.cpu_winograd_tiles import LINE_BYTES
 from tcompile.codegen.draft import Draft, Scope
-from tcompile.codegen.scalar import both, cast, compare, const, index_value, op
+from tcompile.codegen.scalar import cast, const, op
 from tcompile.codegen.templates import Built, template
 from tcompile.ir.dims import DimLike, Range
-from tcompile.ir.dtypes import F32, I64
+from tcompile.ir.dtypes import F32, I32, I64
 from tcompile.ir.graph import Node
-from tcompile.ir.loops import Expr, Load, LoopKind, Op, Space, Status
+from tcompile.ir.loops import Expr, Load, LoopKind, Op, Space
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import Tile, gathered_tile
 
@@ -37,19 +39,21 @@ _MOST_LINES = 4  # of the next weights, that a tile asks for
 
 
 class GatheredConv:
-    """Writes the kernel of one conv_gathered."""
+    """Writes the kernel of one conv_gathered whose used rows are listed."""
 
-    def __init__(self, node: Node, scope: Scope, target: Target) -> None:
+    def __init__(self, node: Node, scope: Scope, tile: Tile, used: UsedRows) -> None:
         self.node, self.draft = node, Draft("conv_gathered", node, scope)
         self.nest = self.draft.nest
         self.draft.written_once.add(node.output)
-        table, rows, _, _, gain, bias, w = node.inputs
+        table, rows, scale, shift, gain, bias, w = node.inputs
         self.blocks, self.parts, self.depth, self.taps, self.block = map(int, w.shape)
         self.images, self.positions, self.entries = rows.shape[0], int(gain.shape[0]), int(table.shape[0])
         self.results, self.columns = self.positions - self.taps + 1, self.taps * self.block
-        self.rows_type, self.bias_rows = rows.dtype, bias.shape[1]
-        self.table, self.rows, self.scale, self.shift, self.gain, self.bias, self.w = map(self.draft.read, node.inputs)
-        self.tile = gathered_tile(target, self.block)
+        self.bias_rows = bias.shape[1]
+        self.table, self.scale, self.shift, self.gain, self.bias, self.w = map(self.draft.read, (table, scale, shift, gain, bias, w))
+        self.tile, self.used = tile, used
+        self.listed, self.tiles, self.starts = map(self.draft.read, used.scratch)
+        self.most = int(used.listed.shape[2])  # rows of the products of one place
         self.vectors = self.columns // self.tile.lanes
         products = self.entries * self.parts * self.depth * self.columns * self.blocks
         self.draft.flops = 2 * self.images * (products + self.positions * self.columns * self.blocks * self.parts)
@@ -60,14 +64,14 @@ class GatheredConv:
         nest = self.nest
         with nest.loop(self.images * self.blocks, LoopKind.PARALLEL) as task:
             image, block = split_task(nest, task, (self.images, self.blocks))
-            self.products = nest.alloc(F32, (self.parts * self.entries * self.columns,))
+            self.products = nest.alloc(F32, (self.parts * self.most * self.columns,))
             self.weights = nest.alloc(F32, (self.depth * self.columns,))
             self.start = nest.alloc(F32, (self.columns,))
             with nest.loop(self.parts) as part:
                 self._scale(image, block, part)
                 following = (block * self.parts + part + 1) * self.depth * self.columns
                 with nest.loop(self.columns // self.tile.columns) as panel:
-                    self._multiply(part, panel, following)
+                    self._multiply(image, part, panel, following)
             self._add(image, block)
         return self.draft
 
@@ -95,35 +99,40 @@ class GatheredConv:
             for vector in range(self.vectors):
                 nest.store(self.start, vector * lanes + lane, sums.at(0, vector, lane))
 
-    def _multiply(self, part: DimLike, panel: DimLike, following: DimLike) -> None:
-        """A panel of the products of all rows of the table; tiles ask for the weights that follow, in equal shares."""
-        full, rest = divmod(self.entries, self.tile.rows)
-        line = LINE_BYTES // F32.bytes
-        share = -(-self.depth * self.columns // (line * max(full * (self.columns // self.tile.columns), 1)))
-        with self.nest.loop(full) as step:
+    def _multiply(self, image: DimLike, part: DimLike, panel: DimLike, following: DimLike) -> None:
+        """A panel of the products of the rows that are used; tiles ask for the weights that follow, in equal shares."""
+        nest, line = self.nest, LINE_BYTES // F32.bytes
+        full = self.most // self.tile.rows
+        share = -(-self.depth * self.columns // (line * full * (self.columns // self.tile.columns)))
+        count = Load(self.tiles, (ravel((image, part), self.used.tiles.shape),), I32)
+        with nest.loop(nest.let_index(cast(count, I64), Range(0, full))) as step:
             for k in range(share if share <= _MOST_LINES else 0):
-                self.nest.prefetch(self.w, following + ((panel * full + step) * share + k) * line)
-            self._tile_of_rows(part, panel, self.tile.rows, step * self.tile.rows)
-        if rest:
-            self._tile_of_rows(part, panel, rest, full * self.tile.rows)
+                nest.prefetch(self.w, following + ((panel * full + step) * share + k) * line)
+            self._tile_of_rows(image, part, panel, step * self.tile.rows)
 
-    def _tile_of_rows(self, part: DimLike, panel: DimLike, count: int, first: DimLike) -> None:
+    def _tile_of_rows(self, image: DimLike, part: DimLike, panel: DimLike, first: DimLike) -> None:
         nest, lanes, columns = self.nest, self.tile.lanes, self.tile.columns
-        tile = Tile(count, self.tile.vectors, lanes)
+        tile = self.tile
+        rows = [self._listed(image, part, first + row) for row in range(tile.rows)]
         acc = micro_kernel(
             nest,
             tile,
             F32,
             terms=self._terms,
-            a=lambda row, term: Load(self.table, ((first + row) * self.depth + term,), F32),
+            a=lambda row, term: Load(self.table, (rows[row] + term,), F32),
             b=lambda vector, lane, term: Load(self.weights, ((panel * self.depth + term) * columns + vector * lanes + lane,), F32),
             initial=lambda row, vector, lane: Load(self.start, (panel * columns + vector * lanes + lane,), F32),
         )
         with nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
-            for row in range(count):
+            for row in range(tile.rows):
                 for vector in range(tile.vectors):
-                    place = (part * self.entries + first + row) * self.columns + panel * columns + vector * lanes + lane
+                    place = (part * self.most + first + row) * self.columns + panel * columns + vector * lanes + lane
                     nest.store(self.products, place, acc.at(row, vector, lane))
+
+    def _listed(self, image: DimLike, part: DimLike, place: DimLike) -> DimLike:
+        """Where the row of the table begins that is used as the ``place``-th."""
+        row = Load(self.listed, (ravel((image, part, place), self.used.listed.shape),), I32)
+        return self.nest.let_index(op("mul", cast(row, I64), const(self.depth, I64)), Range(0, (self.entries - 1) * self.depth))
 
     @contextmanager
     def _terms(self) -> Iterator[DimLike]:
@@ -188,12 +197,9 @@ class _Sums:
         """Where the products of the row begin that a position has at a place."""
         conv, nest = self.conv, self.nest
         place = ravel((self.image, position, part), (conv.images, conv.positions, conv.parts))
-        row = nest.let_index(cast(Load(conv.rows, (place,), conv.rows_type), I64))
-        inside = both(compare("ge", row, 0), compare("lt", row, conv.entries))
-        assert inside is not None, row
-        nest.check(inside, Status.INDEX)
-        first, size = part * conv.entries, conv.columns
-        return nest.let_index(index_value((first + row) * size), Range(first * size, (first + conv.entries - 1) * size))
+        start = cast(Load(conv.starts, (place,), I32), I64)
+        first = part * conv.most * conv.columns
+        return nest.let_index(start, Range(first, first + (conv.most - 1) * conv.columns))
 
     def _finish(self, result: DimLike) -> None:
         """A result: the sum behind its last tap, plus bias."""
@@ -228,7 +234,9 @@ class _Sums:
 
 @template("conv_gathered")
 def gathered(node: Node, scope: Scope, target: Target) -> list[Built]:
-    """The kernel of a convolution of rows of a table."""
-    draft = GatheredConv(node, scope, target).write()
+    """The kernels of a convolution of rows of a table: which rows are used, and the convolution."""
+    tile = gathered_tile(target, int(node.inputs[-1].shape[-1]))
+    rows, used = used_rows(node, scope, tile.rows, math.prod(map(int, node.inputs[-1].shape[-2:])))
+    draft = GatheredConv(node, scope, tile, used).write()
     draft.tags["template"] = "gathered"
-    return [Built(*draft.finish())]
+    return [rows, Built(*draft.finish(), scratch=used.scratch)]

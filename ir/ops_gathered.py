@@ -10,7 +10,7 @@ import numpy as np
 
 from tcompile.ir.dtypes import F32
 from tcompile.ir.graph import TensorType
-from tcompile.ir.opspec import Arrays, Attrs, Env, OpSpec, Tolerance, Types, need, need_choice, register
+from tcompile.ir.opspec import REGISTRY, Arrays, Attrs, Env, OpSpec, Tolerance, Types, need, need_choice, register
 
 POOLS = ("none", "extremes")
 
@@ -38,7 +38,8 @@ def _infer(types: Types, attrs: Attrs, regions: object) -> Types:
 def _evaluate(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
     table, rows, scale, shift, gain, bias, w = arrays
     blocks, parts, depth, taps, block = w.shape
-    numbers = table.astype(np.float64)[rows].reshape(*rows.shape[:2], parts * depth)
+    (found,) = REGISTRY["gather"].evaluate((table.astype(np.float64), rows), {"axis": 0}, (), env)
+    numbers = found.reshape(*rows.shape[:2], parts * depth)
     x = gain.astype(np.float64)[:, None] * (numbers * scale[:, None] + shift[:, None])
     plain = w.astype(np.float64).transpose(3, 1, 2, 0, 4).reshape(taps, parts * depth, blocks * block)
     count = gain.shape[0] - taps + 1

@@ -41,7 +41,12 @@ class Valley:
 def valley(value: Value, context: Context) -> Valley:
     """The function whose result a value is; that of nothing where it is no known one."""
     made = context.producer(value, "map")
-    found = None if made is None else _maximum(made, context) if made.attrs["fn"] == "max" else _gated(made, context)
+    fn = None if made is None else made.attrs["fn"]
+    found = None
+    if fn == "silu":
+        found = Valley(made.inputs[0], (made,), {}, rises=False)
+    elif fn is not None:
+        found = _maximum(made, context) if fn == "max" else _gated(made, context)
     return found or Valley(value, (), {}, rises=True)
 
 

@@ -91,6 +91,8 @@ def _run(node: Node, values: dict, env: dict, graph: Graph, target: Target) -> N
     for output in node.outputs:
         values[output] = np.full(concrete(output.shape, env), -77, output.dtype.numpy)
     for built in _kernels(node, graph, target):
+        for value in built.scratch:
+            values.setdefault(value, np.full(concrete(value.shape, env), -77, value.dtype.numpy))
         names = sorted(env)
         kernel = replace(built.kernel, dims=tuple(names))
         buffers, extents = [values[value] for value in built.values], [env[name] for name in names]

@@ -48,4 +48,4 @@ def gathered(entries, depth, positions, parts, taps, blocks, block, pool, images
 )
 def test_sizes(entries, depth, positions, parts, taps, blocks, block, target, pool):
     graph, arrays = gathered(entries, depth, positions, parts, taps, blocks, block, pool)
-    assert check_template(graph, arrays, target) == ["gathered"]
+    assert check_template(graph, arrays, target) == ["gathered", "gathered"]

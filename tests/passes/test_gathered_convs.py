@@ -80,7 +80,9 @@ def test_a_normalised_embedding_is_convolved_by_its_table(images, flat):
     assert "conv_gathered" in ops and "conv" not in ops
 
 
-@pytest.mark.parametrize("function", [lambda y: y, gelu, lambda y: y * y.map("sigmoid"), lambda y: y.map("max", 0.25)])
+@pytest.mark.parametrize(
+    "function", [lambda y: y, gelu, lambda y: y * y.map("sigmoid"), lambda y: y.map("silu"), lambda y: y.map("max", 0.25)]
+)
 def test_the_maximum_over_positions_needs_the_extremes_alone(function):
     text = Text(2)
     y = function(text.convolved(text.normalised()) + normal(11, 1))

@@ -52,6 +52,12 @@ class Stops:
             self.stop(f"points {bad}", "_nd", points=np.array(bad))
         for bad in (-1, 3):
             self.stop(f"columns {bad}", "_elements", columns=np.array([[2, 0]] * 4 + [[bad, 0]]))
+        embedded, factor = self.input("embedded", np.array([[[3], [0]]], np.int32)), self.input("factor", np.ones((1, 2), np.float32))
+        shapes = (2,), (1, 1, 16), (1, 1, 2, 1, 16)
+        table, *known = (b.constant(np.ones(shape, np.float32)) for shape in ((4, 2), *shapes))
+        self.outputs.append(b.emit("conv_gathered", table, embedded, factor, factor, *known, pool="none"))
+        for bad in (-1, 4):
+            self.stop(f"embedded {bad}", "conv_gathered", embedded=np.array([[[2], [bad]]], np.int32))
 
     def bindings(self) -> None:
         b = self.builder
