@@ -27,6 +27,7 @@ from tcompile.codegen.scalar import compare, index_value, select
 from tcompile.ir import dims
 from tcompile.ir.choices import choose
 from tcompile.ir.dims import DimLike, Range, Shape
+from tcompile.ir.dtypes import F32
 from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.target import Target
@@ -74,6 +75,7 @@ class DirectConv:
         self.draft.flops = 2 * self.core.output.type.size * dims.product(self.taps)
         if self.useful() < 1:
             self.draft.flops = dims.floordiv(self.draft.flops * round(self.useful() * 3600), 3600)
+        self.bias: Callable[[DimLike, DimLike], Expr] | None = None  # what sums start from, where not from 0
         self.draft.tags["tile"] = f"{self.tile.rows}x{self.tile.vectors}x{lane_count}"
 
     # To be given by subclasses ------------------------------------------------------------------------
@@ -142,6 +144,8 @@ class DirectConv:
 
     def write(self) -> Draft:
         """The whole kernel."""
+        if is_swept(self) and self.dtype == self.core.output.dtype == F32:
+            self.bias = self.epilogue.leave_bias()
         bundles = -(-self.blocks // self.wide)
         tiles = dims.floordiv(self.columns, self.tile.rows, self.nest.ranges)
         # what is cut into chunks: rows, or the tiles of the only row
@@ -238,7 +242,21 @@ class DirectConv:
 
     def stage_tile(self, stage: Stage, height: int, row: Shape, start: DimLike, at: DimLike) -> None:
         """The sums of a tile, put at a position of a stage."""
-        stage.put(self._sum(stage.image, stage.block, stage.blocks, height, row, start), at)
+        stage.put(self._sum(stage.image, stage.block, stage.blocks, height, row, start, self._biases(stage.block)), at)
+
+    def _biases(self, block: DimLike) -> Callable[[int, int, DimLike], Expr] | None:
+        """What the sums of a tile of blocks from ``block`` start from, where the epilogue leaves it to them; loaded once a vector."""
+        if self.bias is None:
+            return None
+        bias, lanes, known = self.bias, self.tile.lanes, {}
+
+        def initial(row: int, vector: int, lane: DimLike) -> Expr:
+            if vector not in known:
+                part, start = divmod(vector * lanes, self.block)
+                known[vector] = self.nest.let(bias(block + part, start + lane), "bias")
+            return known[vector]
+
+        return initial
 
     def _rest(self, emit: Callable[..., None], tiles: DimLike) -> None:
         """The columns that fill no tile."""

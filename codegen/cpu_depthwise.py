@@ -68,8 +68,9 @@ class DepthwiseConv(DirectConv):
         nest, tile = self.nest, Tile(height, 1, self.tile.lanes)
         acc = Accumulator(nest.alloc(self.dtype, (height, 1, tile.lanes), Space.REGISTER), tile, self.dtype)
         with nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
+            initial = const(0, self.dtype) if self.bias is None else nest.let(self.bias(block, first + lane), "bias")
             for column in range(height):
-                nest.store(acc.buffer, (column, 0, lane), const(0, self.dtype))
+                nest.store(acc.buffer, (column, 0, lane), initial)
         with nest.loops(self.kernel[:-1]) as outer, nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
             self._kernel_row(acc, partial(self._input, image, block, row, start, outer), (block, *outer), first + lane, lane)
         return acc

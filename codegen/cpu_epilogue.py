@@ -42,14 +42,20 @@ class Epilogue:
 
     def __init__(self, draft: Draft, node: Node, anchor: Node) -> None:
         self.draft, self.anchor = draft, anchor
-        self.output = node.output
+        self.output = node.outputs[0]
         draft.written_once.add(self.output)  # templates make every result of the contraction once
         self.root: Value = node.regions[0].outputs[0] if node.op == "fused" else node.output
+        self.region = node.regions[0].nodes if node.op == "fused" else []
         self.chain = list(_dependents(node, anchor))
+        self.rows: Value | None = None  # the sums over the last spatial axis, where the kernel is asked for them
+        if len(node.outputs) == 2:
+            self.rows = node.outputs[1]
+            self.chain.pop()
         self.pad: Node | None = None  # the border that the kernel writes around the results
         if self.chain and self.chain[-1].op == "pad":
             self.pad = self.chain.pop()
             self.root = self.pad.inputs[0]
+        self.start = anchor.output  # what ``store`` is given
         self.work = sum(node_work(inner) for inner in self.chain)
 
     @property
@@ -57,15 +63,45 @@ class Epilogue:
         """Whether to repeat it for every vector of a register tile."""
         return self.work <= (UNROLLED_WORK if self.anchor.output.dtype.is_float else UNROLLED_REQUANTISING)
 
+    def leave_bias(self) -> Callable[[DimLike, DimLike], Expr] | None:
+        """Where the first step adds a number to each channel: that number by block and lane, for the sums to start from; ``store``
+        then takes what includes it. None for other epilogues."""
+        first, rank = self.chain[0] if self.chain else None, self.start.rank
+        if first is None or first.op != "map" or first.attrs["fn"] != "add" or sum(self.start in inner.inputs for inner in self.chain) > 1:
+            return None
+        added = [value for value in first.inputs if value is not self.start]
+        made = next((inner for inner in self.region if added and inner.output is added[0]), None)
+        if made is None or made.op != "broadcast" or made.attrs["axes"] != (1, rank - 1):
+            return None
+        self.start, self.chain = first.output, self.chain[1:]
+        return lambda block, lane: self.draft.element(made.output, (0, block, *[0] * (rank - 3), lane))
+
     def store(self, index: Shape, value: Expr) -> None:
         """Stores the results that come of one element of the contraction."""
+        place, element = self._result(index, value)
+        self.draft.store(self.output, place, element)
+
+    def store_and_give(self, index: Shape, value: Expr) -> Expr:
+        """``store``, and the result as a variable."""
+        place, element = self._result(index, value)
+        result = self.draft.nest.let(element, "y")
+        self.draft.store(self.output, place, result)
+        return result
+
+    def store_sum(self, index: Shape, total: Expr) -> None:
+        """Stores the sum of a row of results."""
+        assert self.rows is not None
+        self.draft.store(self.rows, index, total)
+
+    def _result(self, index: Shape, value: Expr) -> tuple[Shape, Expr]:
+        """Where the result of one element of the contraction is stored, and what it is."""
         value = cast(value, self.anchor.output.dtype)
-        self.draft.bind(self.anchor.output, lambda at, guard: value)
+        self.draft.bind(self.start, lambda at, guard: value)
         place = self._place(index)
         element = self.draft.element(self.root, place)
         if self.pad is not None:
             place = tuple(i + low for i, low in zip(place, self.pad.attrs["low"], strict=True))
-        self.draft.store(self.output, place, element)
+        return place, element
 
     def store_border(self, image: DimLike, block: DimLike) -> None:
         """Fills the border of one image and channel block, axis by axis: inside of the axes before, all of those behind."""
@@ -86,7 +122,7 @@ class Epilogue:
                     self.draft.store(self.output, (image, block, *place, lane), fill)
 
     def _place(self, index: Shape) -> Shape:
-        places: dict[Value, Shape] = {self.anchor.output: index}
+        places: dict[Value, Shape] = {self.start: index}
         for node in self.chain:
             source = next(value for value in node.inputs if value in places)
             moved = result_index(node, places[source], self.draft.nest.ranges)

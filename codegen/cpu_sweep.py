@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 from tcompile.codegen.access import unravel
 from tcompile.codegen.cpu_split import split_task
 from tcompile.codegen.cpu_tile import Accumulator
+from tcompile.codegen.scalar import const, op
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Shape
-from tcompile.ir.loops import Load, LoopKind
+from tcompile.ir.loops import Load, LoopKind, Space
 
 if TYPE_CHECKING:
     from tcompile.codegen.cpu_conv import DirectConv
@@ -30,8 +31,8 @@ STAGE_BYTES = 8 << 10
 
 
 def is_swept(conv: DirectConv) -> bool:
-    """Whether a convolution's epilogue is worth a sweep of its own: it takes functions, and rows have a known length."""
-    return not conv.epilogue.small and isinstance(conv.columns, int) and conv.columns > 0
+    """Whether a convolution's epilogue is worth a sweep of its own: it takes functions or sums rows, which have a known length."""
+    return (not conv.epilogue.small or conv.epilogue.rows is not None) and isinstance(conv.columns, int) and conv.columns > 0
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,28 @@ class Stage:
         nest, columns = self.conv.nest, self.conv.columns
         with nest.loop(self.blocks) as part, nest.loop(rows) as number:
             outer = row(number)
-            with nest.loop(columns) as column:
-                self._result(part, number * columns + column, (*outer, column))
+            if self.conv.epilogue.rows is not None:
+                self._summed_row(part, number * columns, outer)
+            else:
+                with nest.loop(columns) as column:
+                    self._result(part, number * columns + column, (*outer, column))
+
+    def _summed_row(self, part: DimLike, first: DimLike, outer: Shape) -> None:
+        """The epilogue of a row, and the sums of its results, a vector of channels at a time."""
+        conv, nest = self.conv, self.conv.nest
+        lanes, dtype = conv.tile.lanes, conv.epilogue.output.dtype
+        with nest.loop(conv.block // lanes) as vector:
+            total = nest.alloc(dtype, (lanes,), Space.REGISTER)
+            with nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+                nest.store(total, lane, const(0, dtype))
+            with nest.loop(conv.columns) as column, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+                channel = vector * lanes + lane
+                value = Load(self.buffer, ((part * self.room + first + column) * conv.block + channel,), conv.dtype)
+                result = conv.epilogue.store_and_give((self.image, self.block + part, *outer, column, channel), value)
+                nest.store(total, lane, op("add", Load(total, (lane,), dtype), result))
+            with nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+                place = (self.image, self.block + part, *outer, vector * lanes + lane)
+                conv.epilogue.store_sum(place, Load(total, (lane,), dtype))
 
     def sweep_positions(self, first: DimLike, count: DimLike) -> None:
         """The epilogue of positions in memory order from ``first``: as one row, or row by row where borders part them."""

@@ -88,6 +88,7 @@ def passes(target: Target, *, winograd: bool = True) -> tuple[Pass, ...]:
     from tcompile.passes.canonicalise import Canonicalise
     from tcompile.passes.fold import FoldConstants
     from tcompile.passes.fuse import Fuse
+    from tcompile.passes.fuse_sums import SumRows
     from tcompile.passes.gathered_convs import GatheredConvs
     from tcompile.passes.layout import AssignLayouts
     from tcompile.passes.layout_taps import WeightsByTaps
@@ -106,6 +107,7 @@ def passes(target: Target, *, winograd: bool = True) -> tuple[Pass, ...]:
         NarrowWeights(target),
         WeightsByTaps(target),
         Fuse(target),
+        SumRows(),
     )
 
 

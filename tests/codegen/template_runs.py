@@ -38,7 +38,7 @@ def check_template(graph: Graph, arrays: Mapping[str, np.ndarray], target: str |
         outputs = run_native(fused, *(arrays[value.name] for value in fused.inputs))
         names = _names(fused, machine)
     else:
-        outputs, names = _interpreted(fused, arrays, machine)
+        outputs, names = interpreted(fused, arrays, machine)
     for name, want in expected.items():
         got = outputs[name]
         assert got.dtype == want.dtype
@@ -73,7 +73,8 @@ def _kernels(node: Node, graph: Graph, target: Target) -> list[templates.Built]:
     return kernels
 
 
-def _interpreted(graph: Graph, arrays: Mapping[str, np.ndarray], target: Target) -> tuple[dict[str, np.ndarray], list[str]]:
+def interpreted(graph: Graph, arrays: Mapping[str, np.ndarray], target: Target) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The outputs of a graph of template kernels on the Loop IR interpreter, and the templates' names."""
     env = bind_symbols(graph, [arrays[value.name] for value in graph.inputs])
     values: dict[Value, np.ndarray] = {value: np.ascontiguousarray(arrays[value.name]) for value in graph.inputs}
     for node in graph.nodes:

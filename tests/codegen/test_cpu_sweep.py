@@ -7,8 +7,14 @@ from tcompile.ir import dims
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
 from tcompile.ir.dtypes import F32
-from tcompile.ir.graph import Value
-from tests.codegen.template_runs import check_template
+from tcompile.ir.graph import Graph, Value
+from tcompile.ir.interpret import interpret
+from tcompile.ir.target import Target, named_target, native_target
+from tcompile.ir.verify import verify
+from tcompile.passes.fuse import Fuse
+from tcompile.passes.fuse_sums import SumRows
+from tests.codegen.native import run_native
+from tests.codegen.template_runs import check_template, interpreted
 
 RNG = np.random.default_rng(2)
 
@@ -82,6 +88,49 @@ def check_depthwise(shape, kernel, stride, low_high, target=None):
     y = silu(b, b.emit("depthwise_blocked", x, w, strides=(stride,) * axes, dilation=(1,) * axes, dtype=F32))
     y = y if low_high is None else bordered(b, y, *low_high)
     assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}, target) == ["depthwise"]
+
+
+@pytest.mark.parametrize("activation", ["silu", "max", None])
+@pytest.mark.parametrize(("spatial", "kernel", "stride"), [((9, 11), 3, 1), ((11, 37), 5, 2), ((3, 3), 3, 1), ((3, 5, 4), 3, 1)])
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_rows_are_summed_in_the_kernel(n, spatial, kernel, stride, activation):
+    b = Builder()
+    b.symbols.update(n=Range(0, None))
+    graph, summed, x = with_means(b, dims.symbol("n"), n, spatial, kernel, stride, activation, native_target())
+    assert [len(node.outputs) for node in summed.nodes if node.op == "fused"] == [2]
+    expected, got = interpret(graph, {"x": x}), run_native(summed, x)
+    for name, want in expected.items():
+        np.testing.assert_allclose(got[name], want, rtol=1e-5, atol=1e-5 * max(1, np.abs(want).max(initial=0)))
+
+
+@pytest.mark.parametrize("target", ["aarch64-linux", "x86-64-v4"])
+def test_sums_of_rows_on_other_targets(target):
+    machine = named_target(target)
+    graph, summed, x = with_means(Builder(), 2, 2, (5, 4), 3, 1, "silu", machine)
+    (kernel,) = [node for node in summed.nodes if node.op == "fused"]
+    nodes = [node for node in summed.nodes if node.op != "reduce"]
+    rows, names = interpreted(Graph("rows", summed.inputs, kernel.outputs, nodes, {}, ("y", "r")), {"x": x}, machine)
+    assert names == ["depthwise"]
+    want = interpret(graph, {"x": x})
+    np.testing.assert_allclose(rows["y"], want["y"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(rows["r"], want["y"].sum(-2), rtol=1e-5, atol=1e-5)
+
+
+def with_means(b: Builder, extent, n: int, spatial, kernel: int, stride: int, activation: str | None, target: Target):
+    """A depthwise convolution and the sums of its results over the image: its graph, its kernels, and an input."""
+    axes, width = len(spatial), target.channel_block
+    x = b.input("x", F32, (extent, 3, *spatial, width))
+    w = b.constant(normal(3, *[kernel] * axes, width))
+    y = b.emit("depthwise_blocked", x, w, strides=(stride,) * axes, dilation=(1,) * axes, dtype=F32)
+    y = b.map("add", y, b.emit("broadcast", b.constant(normal(3, width)), shape=y.shape, axes=(1, y.rank - 1)))
+    if activation == "max":
+        y = b.map("max", y, b.emit("broadcast", b.constant(np.float32(0)), shape=y.shape, axes=()))
+    elif activation:
+        y = b.map(activation, y)
+    graph = b.graph([y, b.emit("reduce", y, fn="add", axes=tuple(range(2, axes + 2)))], ["y", "s"])
+    summed = SumRows().apply(Fuse(target).apply(graph))
+    verify(summed)
+    return graph, summed, normal(n, 3, *spatial, width)
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])
