@@ -17,27 +17,50 @@ from tcompile.ir.graph import Node, Value
 from tcompile.ir.text import is_splat
 from tcompile.passes.rewrite import Context, Patch, patch, rule
 
+_MOST_COMPARED = 1 << 18  # elements of a constant that is searched for repeats
 COMMUTATIVE = ("add", "mul", "min", "max", "and", "or", "xor", "eq", "ne")
 
 
 @rule("map")
-def splat_operands(node: Node, context: Context) -> Patch | None:
-    """A constant of equal elements is the broadcast of a scalar: nothing is stored, and scalars are easy to see."""
-    replaced = [_as_scalar(value, context) for value in node.inputs]
-    if all(scalar is None for scalar in replaced):
+def repeated_operands(node: Node, context: Context) -> Patch | None:
+    """A constant that repeats along axes is the broadcast of a smaller one: nothing is stored twice, and scalars and factors of
+    channels are easy to see."""
+    replaced = [_smallest(value, context) for value in node.inputs]
+    if all(found is None for found in replaced):
         return None
     b = context.build(node)
     operands = [
-        value if scalar is None else b.broadcast_to(b.constant(scalar), value.shape)
-        for value, scalar in zip(node.inputs, replaced, strict=True)
+        value if found is None else b.emit("broadcast", b.constant(found[0]), shape=value.shape, axes=found[1])
+        for value, found in zip(node.inputs, replaced, strict=True)
     ]
-    return patch("splat constant", b, b.map(node.attrs["fn"], *operands))
+    return patch("repeated constant", b, b.map(node.attrs["fn"], *operands))
+
+
+def _smallest(value: Value, context: Context) -> tuple[np.ndarray, tuple[int, ...]] | None:
+    """The constant that a value repeats along some of its axes, and the other axes; None where it is none, or repeats nothing."""
+    producer = context.producer(value, "constant")
+    array = None if producer is None else producer.attrs["value"]
+    if array is None or not array.ndim or not array.size:
+        return None
+    if is_splat(array):
+        return array.reshape(-1)[0], ()
+    if array.size > _MOST_COMPARED:
+        return None
+    kept = tuple(axis for axis, extent in enumerate(array.shape) if extent > 1 and not _repeats(array, axis))
+    if math.prod(array.shape[axis] for axis in kept) == array.size:
+        return None
+    return np.ascontiguousarray(array[tuple(slice(None) if axis in kept else 0 for axis in range(array.ndim))]), kept
+
+
+def _repeats(array: np.ndarray, axis: int) -> bool:
+    """Whether all elements along an axis have the same bits."""
+    raw = np.moveaxis(array.view(np.dtype(f"u{array.dtype.itemsize}")), axis, 0)
+    return bool((raw[0] == raw[1]).all() and (raw[:1] == raw).all())
 
 
 def _as_scalar(value: Value, context: Context) -> np.ndarray | None:
-    producer = context.producer(value, "constant")
-    array = None if producer is None else producer.attrs["value"]
-    return array.reshape(-1)[0] if array is not None and array.ndim and is_splat(array) else None
+    found = _smallest(value, context)
+    return found[0] if found is not None and not found[1] else None
 
 
 @rule("broadcast")
@@ -319,7 +342,7 @@ def bitcast_chain(node: Node, context: Context) -> Patch | None:
 
 
 RULES = (
-    splat_operands,
+    repeated_operands,
     splat_broadcast,
     constants_last,
     known_condition,

@@ -185,7 +185,7 @@ def bias_of_gathered(node: Node, context: Context) -> Patch | None:
         return None
     for value, other in (node.inputs, node.inputs[::-1]):
         core = _result_of(value, context) if context.used_once(value) else None
-        wide = _of_channels(other, context)
+        wide = _of_channels(other, context) if core is not None else None
         if core is None or wide is None:
             continue
         b = context.build(core)

@@ -34,6 +34,27 @@ CASES = {
         %s: f32[12] = reduce(%x) {fn = "add", axes = (1,)}
         return %s""",
     ),
+    "a constant that repeats along an axis is the broadcast of a smaller one": (
+        """inputs %x: f32[2, 3, 2]
+        %k: f32[2, 3, 2] = constant {value = (1.0, 1.0, -0.0, -0.0, 3.0, 3.0, 1.0, 1.0, -0.0, -0.0, 3.0, 3.0)}
+        %y: f32[2, 3, 2] = map(%x, %k) {fn = "mul"}
+        return %y""",
+        """inputs %x: f32[2, 3, 2]
+        %c: f32[3] = constant {value = (1.0, -0.0, 3.0)}
+        %k: f32[2, 3, 2] = broadcast(%c) {shape = (2, 3, 2), axes = (1,)}
+        %y: f32[2, 3, 2] = map(%x, %k) {fn = "mul"}
+        return %y""",
+    ),
+    "a constant that repeats nothing stays, and zeros of both signs differ": (
+        """inputs %x: f32[2, 1, 2]
+        %k: f32[2, 1, 2] = constant {value = (0.0, 1.0, -0.0, 1.0)}
+        %y: f32[2, 1, 2] = map(%x, %k) {fn = "mul"}
+        return %y""",
+        """inputs %x: f32[2, 1, 2]
+        %k: f32[2, 1, 2] = constant {value = (0.0, 1.0, -0.0, 1.0)}
+        %y: f32[2, 1, 2] = map(%x, %k) {fn = "mul"}
+        return %y""",
+    ),
     "x - 2 is x + -2": (
         f'{X}\n{SCALAR.format("2.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "sub"}}\nreturn %y',
         f'{X}\n{SCALAR.format("-2.0")}\n%y: f32[12, 4] = map(%x, %k) {{fn = "add"}}\nreturn %y',

@@ -150,3 +150,11 @@ def test_rows_that_no_position_has_may_be_infinite():
 def test_sums_over_few_positions_stay():
     text = Text(2, positions=13, parts=2, entries=7)
     assert "scatter_elements" not in text.ops(text.x.sum(1))
+
+
+def test_sums_beside_unknown_extents_are_left_alone():
+    b = Builder()
+    n = b.fresh_symbol("n", 0, 9)
+    x = b.input("x", F32, (2, n, 3))
+    y = Term(b, x) + Term(b, b.emit("broadcast", b.constant(normal(1, 1, 3)), shape=x.shape, axes=(0, 1, 2)))
+    assert optimised(b.graph([y.value], ["y"]), x=normal(2, 4, 3)).count("map") == 1
