@@ -7,7 +7,8 @@
             Y = At M A; epilogue; store                          what lies inside the output (``cpu_winograd_output``)
 
 A block of tiles is small enough for V and M to stay in the L2 cache. With a dilation, a tile's inputs and outputs are that far
-apart, and neighbouring tiles interleave: each phase of the positions is a convolution of its own.
+apart, and neighbouring tiles interleave: each phase of the positions is a convolution of its own. With a stride, a tile's inputs
+are neighbours, and the transforms are those of the phases side by side.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tcompile.ir.dims import DimLike
 from tcompile.ir.graph import Node
 from tcompile.ir.loops import LoopKind
 from tcompile.ir.target import Target
-from tcompile.ir.tiles import FMA, Step, Tile, lanes, winograd_block
+from tcompile.ir.tiles import FMA, Step, lanes, winograd_tile, winograd_together
 from tcompile.ir.winograd import Winograd, form_of
 
 GROUP_CHANNELS = {1: 128, 2: 64}  # outputs of one pass over V, by the axes of a tile
@@ -57,13 +58,11 @@ class WinogradConv:
         self.per_block = self.block // self.lanes
         self.tiles = Tiles(self.nest, self.form.outputs, tuple(self.size), self.dilation)
         inputs = self.inputs * (terms or self.block)
-
-        def tiled(share: int) -> tuple[Tile, int]:
-            return winograd_block(target, self.form, self.tiles.count, inputs, share * self.block, self.per_block, self.lanes, step)
-
-        self.share = self._share(tiled(self.outputs)[1])
+        vectors = self.per_block, self.lanes, step
+        together = winograd_together(target, self.form, self.tiles.count, inputs, self.outputs * self.block, *vectors)
+        self.share = self._share(together)
         self.shares = self.outputs // self.share
-        self.tile, self.together = tiled(self.share)
+        self.tile, self.together = winograd_tile(target, self.tiles.count, together, inputs, self.share * self.block, *vectors)
         self.wide = self.tile.vectors // self.per_block
         self.blocks = dims.ceildiv(self.tiles.count, self.together, self.nest.ranges)
         group = max(GROUP_CHANNELS[self.form.axes] // (self.wide * self.block), 1) * self.wide
@@ -74,7 +73,7 @@ class WinogradConv:
         self.draft.tags["tile"] = f"{self.together} x {name}, {self.tile.rows}x{self.tile.vectors}x{self.lanes}"
 
     def _form(self) -> Winograd:
-        form = form_of(self.core.attrs["kernel"], self.x.type.rank - 3, self.core.attrs["tile"])
+        form = form_of(self.core.attrs["kernel"], self.x.type.rank - 3, self.core.attrs["tile"], self.core.attrs.get("stride", 1))
         assert form is not None, self.core.attrs
         return form
 

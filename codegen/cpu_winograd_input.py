@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tcompile.codegen.access import ravel
-from tcompile.codegen.cpu_winograd_tiles import Patch, Planes, along_row, down_columns, linear
+from tcompile.codegen.cpu_winograd_tiles import Patch, Planes, along_row, combination, down_columns, linear
 from tcompile.codegen.scalar import both, compare, const, index_value
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Shape
@@ -28,7 +28,7 @@ def transform_input(conv: WinogradConv, image: DimLike, first: DimLike, count: D
     with nest.loops((*pieces, conv.x.shape[1], count)) as (*piece, source, tile):
         taps = [number * conv.form.taps for number in piece]
         places = zip(conv.tiles.origin(first + tile), lows, taps, steps, strict=True)
-        corner = tuple(at - low + tap * step for at, low, tap, step in places)
+        corner = tuple(at * conv.form.stride - low + tap * step for at, low, tap, step in places)
         block = ravel((*piece, source), (*pieces, conv.x.shape[1]))
         with nest.loop(conv.per_block) as part:
             start = part * conv.lanes
@@ -107,6 +107,8 @@ def input_values(conv: WinogradConv, d: Sequence[Expr]) -> list[Expr]:
 
     The polynomial without -p is (x**2 + p x) Q(x**2) with Q the product of (x**2 - q**2) over the other pairs.
     """
+    if conv.form.stride > 1:
+        return _phase_values(conv, d)
     nest, dtype = conv.nest, conv.dtype
     squares = [float(point) ** 2 for point in conv.form.pairs]
     whole = _roots(squares)
@@ -117,6 +119,11 @@ def input_values(conv: WinogradConv, d: Sequence[Expr]) -> list[Expr]:
         odd = nest.let(linear([(c, d[2 * k + 1]) for k, c in enumerate(others)], dtype), "o")
         results += [linear([(sign * float(point), odd), (1, even)], dtype) for sign in (1, -1)]
     return [*results, linear([(c, d[2 * k + 1]) for k, c in enumerate(whole)], dtype)]
+
+
+def _phase_values(conv: WinogradConv, d: Sequence[Expr]) -> list[Expr]:
+    """Bt d of a form with a stride: short combinations of a phase's inputs, or the inputs themselves."""
+    return [combination(row, d, conv.dtype) for row in conv.form.input_matrix]
 
 
 def _roots(roots: Sequence[float]) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tcompile.codegen.cpu_winograd_tiles import Patch, Planes, along_row, down_columns, linear
+from tcompile.codegen.cpu_winograd_tiles import Patch, Planes, along_row, combination, down_columns, linear
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.loops import Expr, LoopKind, Op
 
@@ -77,6 +77,8 @@ def _line(conv: WinogradConv, m: Planes, member: DimLike, tile: DimLike, origin:
 
 def output_values(conv: WinogradConv, m: Sequence[Expr]) -> list[Expr]:
     """At m, from the sums and differences of the pairs of points."""
+    if conv.form.stride > 1:
+        return [combination(row, m, conv.dtype) for row in conv.form.output_matrix]
     nest, dtype, points = conv.nest, conv.dtype, [float(point) for point in conv.form.pairs]
     pairs = range(1, 2 * len(points), 2)
     sums = [nest.let(Op("add", (m[k], m[k + 1]), dtype), "s") for k in pairs]

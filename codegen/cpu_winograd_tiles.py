@@ -114,3 +114,10 @@ def linear(terms: Sequence[tuple[float, Expr]], dtype: DType) -> Expr:
     for factor, value in reversed(terms[:-1]):
         total = Op("add", (value, total), dtype) if factor == 1 else multiply_add(const(factor, dtype), value, total)
     return total
+
+
+def combination(row: Sequence[float], values: Sequence[Expr], dtype: DType) -> Expr:
+    """The sum of values times the numbers of a row of a matrix, of which one at least is not zero; a factor of 1 stands last."""
+    terms = [(float(factor), value) for factor, value in zip(row, values, strict=True) if factor]
+    first = next((k for k, (factor, _) in enumerate(terms) if factor == 1), len(terms) - 1)
+    return linear([*terms[:first], *terms[first + 1 :], terms[first]], dtype)

@@ -1,4 +1,4 @@
-"""The core op of a convolution at stride 1, square or along one axis, by Winograd's algorithm (``ir/winograd.py``), in blocked form."""
+"""The core op of a convolution at stride 1 or 2, square or along one axis, by Winograd's algorithm (``ir/winograd.py``), blocked."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from tcompile.ir import dtypes
 from tcompile.ir.casts import convert
 from tcompile.ir.graph import TensorType
 from tcompile.ir.opspec import Arrays, Attrs, Env, OpSpec, RuleError, Tolerance, Types, concrete, differ, need, need_length, register
-from tcompile.ir.winograd import BY_KERNEL, WHOLE, Winograd, form_of
+from tcompile.ir.winograd import BY_KERNEL, WHOLE, Winograd, form_of, forms_of
 
 
 def _infer(types: Types, attrs: Attrs, regions: object) -> Types:
     x, u = types
-    need(attrs["kernel"] in BY_KERNEL, f"a kernel of {' or '.join(map(str, BY_KERNEL))} taps", attrs["kernel"])
     need(x.rank in (4, 5), "x [N, I/B, H, W, B] or [N, I/B, W, B]", x)
-    form = form_of(attrs["kernel"], x.rank - 3, attrs["tile"])
+    stride, forms = attrs["stride"], forms_of(attrs["kernel"], x.rank - 3, attrs["stride"])
+    need(
+        bool(forms), f"a kernel of {' or '.join(map(str, BY_KERNEL))} taps at stride 1, or of 3 at stride 2", f"{attrs['kernel']}, {stride}"
+    )
+    form = form_of(attrs["kernel"], x.rank - 3, attrs["tile"], stride)
     if form is None:
-        raise RuleError(f"tiles of {' or '.join(str(form.outputs) for form in BY_KERNEL[attrs['kernel']])} outputs", attrs["tile"])
+        raise RuleError(f"tiles of {' or '.join(str(form.outputs) for form in forms)} outputs", attrs["tile"])
     values, pieces = form.values, len(form.offsets)
     need(u.rank == 6 and u.shape[0] == values and u.shape[2] == pieces, f"u [{values}, O/B, {pieces}, I/B, Bi, Bo]", u)
     need(x.dtype == u.dtype == attrs["dtype"] and x.dtype.is_float, "floats of one type", f"{x.dtype}, {u.dtype}, {attrs['dtype']}")
     for name in ("size", "low", "dilation"):
         need_length(name, attrs[name], x.rank - 3)
+    need(stride == 1 or max(attrs["dilation"]) == 1, "no dilation beside a stride", attrs["dilation"])
     need(min(attrs["dilation"]) >= 1 and min(attrs["low"]) >= 0, "dilations of at least 1, borders of at least 0", attrs)
     if differ(x.shape[1], u.shape[3]) or differ(x.shape[-1], u.shape[4]):
         raise RuleError(f"{u.shape[3]} blocks of {u.shape[4]} channels", x)
@@ -35,7 +39,7 @@ def _infer(types: Types, attrs: Attrs, regions: object) -> Types:
 def _evaluate(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
     x, u = (convert(array, attrs["dtype"].compute).astype(np.float64) for array in arrays)
     size, dilation = concrete(attrs["size"], env), attrs["dilation"]
-    form = form_of(attrs["kernel"], x.ndim - 3, attrs["tile"])
+    form = form_of(attrs["kernel"], x.ndim - 3, attrs["tile"], attrs["stride"])
     assert form is not None, attrs
     out = np.zeros((x.shape[0], u.shape[1], *size, u.shape[5]))
     for phase in itertools.product(*map(range, dilation)):
@@ -51,7 +55,7 @@ def _evaluate(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays
 def _windows(x: np.ndarray, form: Winograd, start: list[int], step: tuple[int, ...], tiles: list[int]) -> np.ndarray:
     """The input tiles [N, I/B, down, across, B, n, n] (of one axis, [N, I/B, across, B, n]) of outputs whose first input is ``start``."""
     for axis, (first, stride, count) in enumerate(zip(start, step, tiles, strict=True), 2):
-        places = first + stride * (np.arange(count)[:, None] * form.outputs + np.arange(form.inputs)).ravel()
+        places = first + stride * (np.arange(count)[:, None] * form.outputs * form.stride + np.arange(form.inputs)).ravel()
         inside = (places >= 0) & (places < x.shape[axis])
         taken = np.zeros((*x.shape[:axis], places.size, *x.shape[axis + 1 :]))
         index = (slice(None),) * axis
@@ -77,11 +81,12 @@ def _convolved(windows: np.ndarray, u: np.ndarray, form: Winograd) -> np.ndarray
 register(
     OpSpec(
         "conv_winograd",
-        "conv_winograd(x, u) {kernel, tile, size, low, dilation, dtype}: a convolution at stride 1 of x [N, I/B, (H,) W, B] with "
+        "conv_winograd(x, u) {kernel, tile, size, low, dilation, stride, dtype}: a convolution of x [N, I/B, (H,) W, B] with "
         "transformed weights u, in tiles of ``tile`` outputs per axis; ``low`` zeros stand before the input, and "
         "behind it as many as ``size`` outputs read.",
         operands=(2, 2),
-        attrs={"kernel": "int", "tile": "int", "size": "dims", "low": "ints", "dilation": "ints", "dtype": "dtype"},
+        attrs={"kernel": "int", "tile": "int", "size": "dims", "low": "ints", "dilation": "ints", "stride": "int", "dtype": "dtype"},
+        defaults={"stride": 1},
         infer=_infer,
         evaluate=_evaluate,
         tolerance=Tolerance(ulp=8, grows=True),

@@ -6,7 +6,7 @@ Passes ask here when they pack weights, templates when they write the loops arou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tcompile.ir.choices import Option, choose
@@ -21,6 +21,10 @@ _MEMORY_BYTES_PER_CYCLE = 6.0  # of one core
 _L2_BYTES_PER_CYCLE = 24.0  # into the L1 cache
 MOST_ROWS = 8  # of a matrix at a time: more, at strides of whole pages, evict each other from the L1 cache
 _NEAR_BYTES_PER_CYCLE = 10.0  # from behind the L1 cache
+_WEIGHT_BYTES_PER_CYCLE = 12.0  # of a block of Winograd's tiles, from behind the L2 cache
+_PLANE_BYTES_PER_CYCLE = 16.0  # of its transformed values, to there and back
+_LEAST_TOGETHER, _MOST_TOGETHER = 12, 64  # tiles of a block
+_GROUP = 64  # outputs whose products are there at a time
 _TILE_CYCLES = 5.0  # around the loop over terms of a tile
 _FULL_CYCLES = 25.0  # more where results fill most registers: the next tile's loop then does not begin before this one's end
 _FULL = 0.6  # of the registers
@@ -263,13 +267,52 @@ def conv_pass(target: Target, blocks: int, terms: int, columns: int) -> int:
     return -(-blocks // -(-blocks // most))
 
 
-def winograd_block(
+def winograd_together(
     target: Target, form: Winograd, tiles: DimLike, inputs: int, outputs: int, per_block: int, lane_count: int, step: Step = FMA
-) -> tuple[Tile, int]:
-    """The register tile of the products, and how many tiles to transform together: as many as the L2 cache holds, in equal blocks.
+) -> int:
+    """How many tiles to transform together, in equal blocks.
 
     ``inputs`` and ``outputs`` count channels, ``per_block`` the registers of an output block.
     """
+    if not isinstance(tiles, int) or form.axes == 1 or tiles == 0:
+        return _fitting_tiles(target, form, tiles, inputs)
+    weights = form.values * 4 * inputs * outputs
+
+    def option(number: int) -> Option[int]:
+        together = -(-tiles // number)
+        products = min(option.cycles for option in _winograd_tiles(target, together, inputs, outputs, per_block, lane_count, step))
+        around = _block_moves(target, form.values * 4 * together * (inputs + min(outputs, _GROUP)), weights)
+        return Option(str(number), number * (form.values * products + around), together)
+
+    return choose("winograd blocks", map(option, _block_counts(tiles, shared=outputs >= 2 * _GROUP)))
+
+
+def winograd_tile(
+    target: Target, tiles: DimLike, together: int, inputs: int, outputs: int, per_block: int, lane_count: int, step: Step = FMA
+) -> tuple[Tile, int]:
+    """The register tile of the products, and ``together`` as suits it."""
+    tile = choose("winograd tile", _winograd_tiles(target, together, inputs, outputs, per_block, lane_count, step))
+    if isinstance(tiles, int) and -(-tiles // together) >= _MANY_TASKS:
+        together = -(-together // tile.rows) * tile.rows  # a last block of fewer tiles rather than a rest in each
+    return tile, together
+
+
+def _block_counts(tiles: int, *, shared: bool) -> list[int]:
+    """Numbers of blocks to cut ``tiles`` into: none too short or too long, few as many for each of two threads, and one where
+    that has little work or the outputs are ``shared`` among tasks."""
+    fewest = 1 if shared or tiles < 2 * _LEAST_TOGETHER else 2
+    counts = {max(-(-tiles // together), fewest) for together in range(_LEAST_TOGETHER, _MOST_TOGETHER + 1)}
+    return sorted({count + count % 2 if 1 < count < _MANY_TASKS else count for count in counts})
+
+
+def _block_moves(target: Target, planes: int, weights: int) -> float:
+    """Cycles that the bytes of a block's ``planes`` and ``weights`` take, beside the products, from and to behind the L2 cache."""
+    behind = max(planes - target.l2_bytes, 0) * 2 / _PLANE_BYTES_PER_CYCLE
+    return behind + (weights / _WEIGHT_BYTES_PER_CYCLE if planes + weights > target.l2_bytes else 0)
+
+
+def _fitting_tiles(target: Target, form: Winograd, tiles: DimLike, inputs: int) -> int:
+    """How many tiles to transform together where the L2 cache decides."""
     # fewer than 16 would read the weights too often, even where V then leaves the L2 cache; of a line, V may fill it: the products
     # read one plane at a time
     shares, limit = (2, 24) if form.axes == 2 else (1, 96)
@@ -277,7 +320,13 @@ def winograd_block(
     fewest = min(_FEWEST_TASKS, tiles // 16) if isinstance(tiles, int) else 1
     number = max(-(-tiles // most), fewest, 1) if isinstance(tiles, int) else _MANY_TASKS  # of blocks of tiles
     number += number % 2 if 1 < number < _MANY_TASKS else 0  # few are as many for each of two threads
-    together = max(-(-tiles // number), 1) if isinstance(tiles, int) else most
+    return max(-(-tiles // number), 1) if isinstance(tiles, int) else most
+
+
+def _winograd_tiles(
+    target: Target, together: int, inputs: int, outputs: int, per_block: int, lane_count: int, step: Step
+) -> Iterator[Option[Tile]]:
+    """The register tiles for one value's products."""
     blocks = max(outputs // (per_block * lane_count), 1)
 
     def cycles(rows: int, wide: int) -> float:
@@ -291,16 +340,10 @@ def winograd_block(
             total += count * inputs * max(missing, 0) if width else 0
         return total
 
-    options = (
-        Tile(rows, wide * per_block, lane_count).option(cycles(rows, wide))
-        for wide in range(1, min(blocks, 8) + 1)
-        for rows in range(1, min(together, MOST_ROWS * 2) + 1)
-        if fits(target, rows, wide * per_block, step=step)
-    )
-    tile = choose("winograd tile", options)
-    if isinstance(tiles, int) and number >= _MANY_TASKS:
-        together = -(-together // tile.rows) * tile.rows  # a last block of fewer tiles rather than a rest in each
-    return tile, together
+    for wide in range(1, min(blocks, 8) + 1):
+        for rows in range(1, min(together, MOST_ROWS * 2) + 1):
+            if fits(target, rows, wide * per_block, step=step):
+                yield Tile(rows, wide * per_block, lane_count).option(cycles(rows, wide))
 
 
 def winograd_pass(target: Target, blocks: int, terms: int, columns: int) -> int:

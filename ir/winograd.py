@@ -5,10 +5,15 @@
 after Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015). The points are symmetric: 0, pairs of +-p, and
 infinity. For F(4 x 4, 3 x 3) they are 0, +-3/4, +-3/2, not the usual 0, +-1, +-2: the error is then that of a direct convolution,
 as it is with 0, +-1 for F(2 x 2, 3 x 3); for larger kernels, 0, +-1/2, +-1, +-2 err some four times as much, and the four pairs
-of F(6, 5) along a line five times. A NaN or infinity in an input tile spreads over the outputs of the tile. The same along a
-single axis, y = At [ (G g) * (Bt d) ]: m outputs from n products instead of m * r.
+of F(6, 5) along a line five times. A NaN or infinity in an input tile spreads over the outputs of the tile. The same along a single
+axis, y = At [ (G g) * (Bt d) ]: m outputs from n products instead of m * r.
 
 A kernel of more taps than r is a sum of pieces: piece k of an axis has the taps from k * r on, and reads inputs so far ahead.
+
+At stride s, the inputs whose position leaves the same rest by s meet the taps of that rest only: a convolution is a sum of s at
+stride 1, its phases. F(m, 3) at stride 2 is F(m, 2) of the even inputs and m products of the odd ones: 2 m + 1 products instead of
+3 m, as many as the tile has inputs. The points of F(2, 2) are 0, 1 and infinity, those of F(4, 2) 0, +-3/4, 3/2 and infinity: errors of
+once and twice those of a direct convolution.
 """
 
 from __future__ import annotations
@@ -27,6 +32,9 @@ _PAIRS = {
     8: (Fraction(1, 2), Fraction(1), Fraction(2)),
     10: (Fraction(3, 8), Fraction(7, 8), Fraction(9, 8), Fraction(5, 2)),
 }
+# where the number of values is odd: a last point without its negative
+_ODD_PAIRS = {3: (), 5: (Fraction(3, 4),)}
+_LAST = {3: Fraction(1), 5: Fraction(3, 2)}
 
 
 @dataclass(frozen=True)
@@ -38,11 +46,18 @@ class Winograd:
     axes: int = 2
     pieces: int = 1
     whole: bool = False  # integer points, and integer matrices for inputs and weights: what these lack the outputs' makes up for
+    stride: int = 1
 
     @property
     def inputs(self) -> int:
         """Inputs of a tile per axis, and transformed values."""
-        return self.outputs + self.taps - 1
+        return (self.outputs - 1) * self.stride + self.taps
+
+    @cached_property
+    def phases(self) -> tuple[Winograd, ...]:
+        """The algorithms along one axis whose sum this one is: that of phase k takes the inputs and the taps k, k + stride, ..."""
+        taps = range(self.taps, self.taps - self.stride, -1)
+        return tuple(Winograd(self.outputs, -(-count // self.stride), axes=1) for count in taps)
 
     @property
     def values(self) -> int:
@@ -57,21 +72,30 @@ class Winograd:
     @property
     def pairs(self) -> tuple[Fraction, ...]:
         """The positive points; their negatives, 0 and infinity are the others."""
-        return _WHOLE[self.inputs] if self.whole else _PAIRS[self.inputs]
+        return _WHOLE[self.inputs] if self.whole else {**_PAIRS, **_ODD_PAIRS}[self.inputs]
 
     @cached_property
     def points(self) -> tuple[Fraction, ...]:
-        """The finite points: 0, then each pair."""
-        return (Fraction(0), *(sign * point for point in self.pairs for sign in (1, -1)))
+        """The finite points: 0, then each pair, then one alone."""
+        alone = (_LAST[self.inputs],) if self.inputs in _LAST else ()
+        return (Fraction(0), *(sign * point for point in self.pairs for sign in (1, -1)), *alone)
 
     @cached_property
     def input_matrix(self) -> np.ndarray:
         """Bt [n, n]."""
+        if self.taps == 1:
+            return np.eye(self.inputs)  # each output is a product
+        if self.stride > 1:
+            return self._of_phases([phase.input_matrix for phase in self.phases])
         return np.stack([*(self._without(k) for k in range(len(self.points))), self._without(None)])
 
     @cached_property
     def output_matrix(self) -> np.ndarray:
         """At [m, n]."""
+        if self.taps == 1:
+            return np.eye(self.outputs)
+        if self.stride > 1:
+            return np.concatenate([phase.output_matrix for phase in self.phases], axis=1)
         rows = range(self.outputs)
         finite = [[float(point**i) * self.factor(k) for k, point in enumerate(self.points)] for i in rows]
         return np.array([[*row, 1.0 if i == self.outputs - 1 else 0.0] for i, row in enumerate(finite)])
@@ -79,9 +103,22 @@ class Winograd:
     @cached_property
     def weight_matrix(self) -> np.ndarray:
         """G [n, r]."""
+        if self.taps == 1:
+            return np.ones((self.inputs, 1))
+        if self.stride > 1:
+            return self._of_phases([phase.weight_matrix for phase in self.phases])
         taps = range(self.taps)
         finite = [[float(point**i) / (1 if self.whole else self._at(k)) for i in taps] for k, point in enumerate(self.points)]
         return np.array([*finite, [0.0] * (self.taps - 1) + [1.0]])
+
+    def _of_phases(self, parts: list[np.ndarray]) -> np.ndarray:
+        """The matrices of the phases below each other, their columns ``stride`` apart."""
+        joined = np.zeros((sum(len(part) for part in parts), sum(part.shape[1] for part in parts)))
+        start = 0
+        for phase, part in enumerate(parts):
+            joined[start : start + len(part), phase :: self.stride] = part
+            start += len(part)
+        return joined
 
     def _without(self, skip: int | None) -> np.ndarray:
         """Coefficients, lowest first, of the product of (x - p) over the points but one."""
@@ -133,18 +170,20 @@ class Winograd:
 # What a kernel of this many taps per axis is computed by: large tiles, and small ones, which have fewer weights and fit small outputs.
 BY_KERNEL = {3: (Winograd(4, 3), Winograd(2, 3)), 5: (Winograd(4, 5),), 7: (Winograd(5, 4, pieces=2),)}
 LINES = {5: (Winograd(6, 5),)}  # along a single axis besides
+STRIDED = {(3, 2): (Winograd(4, 3, stride=2), Winograd(2, 3, stride=2))}  # by taps and stride
 
 # of 3x3 kernels on codes, by the number of values: of 16 bits, sums of 32
 WHOLE = {form.values: form for form in (Winograd(4, 3, whole=True), Winograd(2, 3, whole=True))}
 
 
 @cache
-def forms_of(kernel: int, axes: int) -> tuple[Winograd, ...]:
-    """The algorithms for a kernel of ``BY_KERNEL`` along one or two axes."""
-    forms = BY_KERNEL[kernel] + (LINES.get(kernel, ()) if axes == 1 else ())
+def forms_of(kernel: int, axes: int, stride: int = 1) -> tuple[Winograd, ...]:
+    """The algorithms for a kernel of so many taps along one or two axes; none where nothing is known to be faster."""
+    strided = STRIDED.get((kernel, stride), ())
+    forms = BY_KERNEL.get(kernel, ()) + (LINES.get(kernel, ()) if axes == 1 else ()) if stride == 1 else strided
     return tuple(replace(form, axes=axes) for form in forms)
 
 
-def form_of(kernel: int, axes: int, outputs: int) -> Winograd | None:
+def form_of(kernel: int, axes: int, outputs: int, stride: int = 1) -> Winograd | None:
     """The one of ``forms_of`` with tiles of ``outputs`` outputs per axis; None where there is none."""
-    return next((form for form in forms_of(kernel, axes) if form.outputs == outputs), None)
+    return next((form for form in forms_of(kernel, axes, stride) if form.outputs == outputs), None)

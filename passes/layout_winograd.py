@@ -1,4 +1,4 @@
-"""Convolutions at stride 1, square or along one axis, by Winograd's algorithm, where that is faster.
+"""Convolutions at stride 1 or 2, square or along one axis, by Winograd's algorithm, where that is faster.
 
 conv(x, w) --> conv_winograd(pack(x), u)     u = G w Gt, packed; the kernel reads zeros around the input
 
@@ -17,7 +17,7 @@ from tcompile.ir.dims import ceildiv
 from tcompile.ir.dtypes import F32
 from tcompile.ir.graph import Node
 from tcompile.ir.tiles import direct_cycles, winograd_cycles
-from tcompile.ir.winograd import BY_KERNEL, Winograd, forms_of
+from tcompile.ir.winograd import Winograd, forms_of
 from tcompile.passes.layout_forms import Forms, pack_array
 
 _MARGIN = 0.85  # of the direct estimate that the other must stay below
@@ -27,7 +27,11 @@ def winograd_form(node: Node, weights: np.ndarray, forms: Forms) -> Winograd | N
     """The algorithm for a convolution; None where it has not the shape, or too few channels for the transforms to pay."""
     attrs, axes = node.attrs, _axes(node, weights)
     size = [node.output.shape[2 + axis] for axis in axes]
-    if not axes or weights.shape[2 + axes[0]] not in BY_KERNEL or any(attrs["strides"][axis] != 1 for axis in axes):
+    strides = {attrs["strides"][axis] for axis in axes}
+    if len(strides) != 1 or (strides != {1} and any(attrs["dilation"][axis] != 1 for axis in axes)):
+        return None
+    forms_for = forms_of(weights.shape[2 + axes[0]], len(axes), strides.pop())
+    if not forms_for:
         return None
     low = [attrs["low"][axis] for axis in axes]
     if attrs["dtype"] != F32 or not all(isinstance(n, int) for n in (*size, *low)) or min(low) < 0:
@@ -35,7 +39,7 @@ def winograd_form(node: Node, weights: np.ndarray, forms: Forms) -> Winograd | N
     kernel, steps, block = weights.shape[2 + axes[0]], [attrs["dilation"][axis] for axis in axes], forms.block
     channels = [-(-channels // block) * block for channels in weights.shape[1::-1]]
     options = [Option("direct", _MARGIN * direct_cycles(forms.target, math.prod(size), kernel ** len(axes), *channels), None)]
-    for form in forms_of(kernel, len(axes)):
+    for form in forms_for:
         cycles = winograd_cycles(forms.target, form, _tiles(size, steps, form), *channels)
         options.append(Option(f"winograd {form.outputs}", cycles, form))
     return choose("convolution", options)
@@ -64,7 +68,8 @@ def assign_winograd(node: Node, weights: np.ndarray, form: Winograd, forms: Form
     common = {name: tuple(attrs[name][axis] for axis in axes) for name in ("low", "dilation")}
     x, size = forms.finite(node.inputs[0]), tuple(node.output.shape[2 + axis] for axis in axes)
     x = b.reshape(x, (*x.shape[:2], *(x.shape[2 + axis] for axis in axes), x.shape[-1]))
-    result = b.emit("conv_winograd", x, u, kernel=kernel, tile=form.outputs, size=size, **common, dtype=attrs["dtype"])
+    common |= {"stride": form.stride, "dtype": attrs["dtype"]}
+    result = b.emit("conv_winograd", x, u, kernel=kernel, tile=form.outputs, size=size, **common)
     result = b.reshape(result, (*result.shape[:2], *node.output.shape[2:], result.shape[-1]))
     forms.set_blocked(node.output, result, 0.0)
 
