@@ -17,10 +17,11 @@ def normal(*shape):
     return RNG.standard_normal(shape).astype(np.float32)
 
 
-def winograd(b, x, outputs, size, kernel=3, low=(1, 1), dilation=(1, 1), tile=None):
-    form = form_of(kernel, len(size), tile or forms_of(kernel, len(size))[0].outputs)
+def winograd(b, x, outputs, size, kernel=3, low=(1, 1), dilation=(1, 1), tile=None, stride=1):
+    form = form_of(kernel, len(size), tile or forms_of(kernel, len(size), stride)[0].outputs, stride)
     u = b.constant(normal(form.values, outputs, len(form.offsets), x.shape[1], x.shape[-1], x.shape[-1]))
-    return b.emit("conv_winograd", x, u, kernel=kernel, tile=form.outputs, size=size, low=low, dilation=dilation, dtype=F32)
+    attrs = {"kernel": kernel, "tile": form.outputs, "size": size, "low": low, "dilation": dilation, "stride": stride}
+    return b.emit("conv_winograd", x, u, **attrs, dtype=F32)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +87,39 @@ def test_a_single_axis(space, size, low, dilation, kernel, target):
     x = b.input("x", F32, (2, 3, space, 8))
     y = winograd(b, x, 5, (size,), kernel, (low,), (dilation,))
     assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}, target) == ["winograd"]
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+@pytest.mark.parametrize(
+    ("space", "size", "low", "target"),
+    [
+        ((28, 26), (14, 13), (1, 1), None),
+        ((13, 7), (7, 4), (1, 1), None),  # the last tiles stick out
+        ((11, 12), (5, 6), (0, 2), "x86-64-v4"),
+        ((9, 5), (4, 2), (0, 0), "aarch64-linux"),
+        ((1, 1), (1, 1), (1, 1), None),
+        ((3, 2), (6, 5), (5, 4), None),  # tiles that are all border
+        ((31,), (16,), (1,), None),
+        ((2,), (1,), (0,), "x86-64-v4"),
+    ],
+)
+def test_stride_2(space, size, low, target, tile):
+    b = Builder()
+    x = b.input("x", F32, (2, 3, *space, 8))
+    y = winograd(b, x, 5, size, 3, low, (1,) * len(size), tile, stride=2)
+    assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}, target) == ["winograd"]
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_stride_2_of_unknown_extents_with_an_epilogue(n):
+    b = Builder()
+    b.symbols.update(n=Range(0, None), h=Range(1, None))
+    h = dims.symbol("h")
+    x = b.input("x", F32, (dims.symbol("n"), 1, 2 * h + 1, 6, 16))
+    r = b.input("r", F32, (dims.symbol("n"), 1, h, 3, 16))
+    graph = b.graph([b.map("add", winograd(b, x, 1, (h, 3), stride=2), r)], ["y"])
+    height = 1 + 2 * n
+    assert check_template(graph, {"x": normal(n, 1, 2 * height + 1, 6, 16), "r": normal(n, 1, height, 3, 16)}) == ["winograd"]
 
 
 @pytest.mark.parametrize("n", [0, 1, 14])

@@ -255,6 +255,22 @@ def test_large_3x3_goes_through_winograd_where_allowed(winograd):
     assert [node.op for node in done.nodes].count("conv_winograd") == (2 if winograd else 0)
 
 
+@pytest.mark.parametrize(
+    ("strides", "dilation", "expected"), [((2, 2), (1, 1), 1), ((1, 2), (1, 1), 0), ((2, 2), (2, 2), 0), ((3, 3), (1, 1), 0)]
+)
+def test_3x3_at_stride_2_goes_through_winograd(strides, dilation, expected):
+    b = Builder()
+    x = b.input("x", F32, (1, 128, 31, 34))
+    attrs = {"strides": strides, "lhs_dilation": (1, 1), "dilation": dilation, "low": (1, 1), "high": (1, 1), "groups": 1}
+    y = b.emit("conv", x, b.constant(normal(128, 128, 3, 3)), **attrs, dtype=F32)
+    graph, array = b.graph([y], ["y"]), {"x": normal(1, 128, 31, 34)}
+    done = AssignLayouts(named_target("x86-64-v3")).apply(graph)
+    verify(done)
+    got, want = interpret(done, array)["y"], interpret(graph, array)["y"]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    assert [node.op for node in done.nodes].count("conv_winograd") == expected
+
+
 @pytest.mark.parametrize("size", [5, 24])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_joined_channels_stay_in_their_lanes(kernel, size):

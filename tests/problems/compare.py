@@ -72,7 +72,7 @@ def _sum_of_magnitudes(node: Node, operands: Sequence[np.ndarray]) -> np.ndarray
     """What the op gives for the absolute values of its operands, in f64."""
     wide = [np.abs(convert(array, dtypes.F64)) for array in operands]
     if node.op == "conv_winograd":  # the transforms subtract, so a bound: what they can make of the largest values, along each axis
-        form = form_of(node.attrs["kernel"], operands[0].ndim - 3, node.attrs["tile"])
+        form = form_of(node.attrs["kernel"], operands[0].ndim - 3, node.attrs["tile"], node.attrs.get("stride", 1))
         gain = (np.abs(form.input_matrix).sum(1).max() * np.abs(form.output_matrix).sum(1).max()) ** form.axes
         return gain * terms(node, operands) * wide[0].max(initial=0) * wide[1].max(initial=0)
     if node.op == "conv_gathered":  # of an extreme: of all that are compared

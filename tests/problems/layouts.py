@@ -90,6 +90,22 @@ def conv_winograd(case: Case, dtype: DType, kernel: int, axes: int) -> None:
     case.emit("conv_winograd", x, u, kernel=kernel, tile=form.outputs, size=size, low=low, dilation=dilation, dtype=dtype)
 
 
+@problem("conv_winograd", [dtypes.F32, dtypes.F64], kernel=["3 at stride 2"], axes=[1, 2])
+def strided_conv_winograd(case: Case, dtype: DType, kernel: str, axes: int) -> None:
+    """Any size in and out, zeros around, at stride 2."""
+    low, space, block = (
+        tuple(case.integer(0, 3) for _ in range(axes)),
+        tuple(case.integer(1, 20) for _ in range(axes)),
+        case.choice((8, 16)),
+    )
+    size = tuple(max(extent // 2 + case.integer(-2, 3), 1) for extent in space)
+    blocks, outputs, form = case.choice((1, 2)), case.choice((1, 2, 4)), case.choice(forms_of(3, axes, 2))
+    x = case.operand(dtype, (case.extent(among=(0, 1, 2)), blocks, *space, block))
+    u = case.operand(dtype, (form.values, outputs, 1, blocks, block, block), constant=0.5)
+    attrs = {"kernel": 3, "tile": form.outputs, "size": size, "low": low, "dilation": (1,) * axes, "stride": 2}
+    case.emit("conv_winograd", x, u, **attrs, dtype=dtype)
+
+
 WORDS = {2: (dtypes.I16, dtypes.I16), 4: (dtypes.U8, dtypes.I8)}
 
 
