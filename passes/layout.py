@@ -26,7 +26,7 @@ from tcompile.passes.layout_rules import RULES
 class AssignLayouts:
     """The pass. The target's registers decide how wide the panels of a packed matrix are.
 
-    ``winograd`` allows Winograd's algorithm for convolutions of f32 at stride 1: its sums round up to a few times as much as a
+    ``winograd`` allows Winograd's algorithm for convolutions of f32: its sums round up to a few times as much as a
     direct one's, by the size of its tile, and a NaN or infinity in an input reaches all results of the tile.
     """
 
