@@ -19,11 +19,15 @@ GROUP = 4  # elements of one access
 
 @dataclass
 class ThreadBlock:
-    """Where the code of a thread is: its block's number, its own, and the shared memory of the block."""
+    """Where the code of a thread is: its block's number (of clusters: the cluster's), its own, and the shared memory of the block.
+
+    ``part`` is the block's number in its cluster.
+    """
 
     nest: Nest
     number: DimLike
     thread: DimLike
+    part: DimLike = 0
     shared: list[Alloc] = field(default_factory=list)
     _named: dict[DimLike, tuple[object, DimLike]] = field(default_factory=dict)  # the open block in which, and the name
 
@@ -45,16 +49,19 @@ class ThreadBlock:
 
 
 @contextmanager
-def thread_block(nest: Nest, blocks: DimLike, threads: int) -> Iterator[ThreadBlock]:
-    """Opens the loops over ``blocks`` and over the ``threads`` of each; both are independent."""
-    grid, name = nest.fresh("i"), nest.fresh("i")
-    nest.ranges[grid], nest.ranges[name] = Range(0, blocks - 1), Range(0, threads - 1)
+def thread_block(nest: Nest, blocks: DimLike, threads: int, cluster: int = 1) -> Iterator[ThreadBlock]:
+    """Opens the loops over ``blocks`` and over the ``threads`` of each; both are independent. Or over clusters of blocks."""
+    grid, part, name = (nest.fresh("i") for _ in range(3))
+    for one, extent in ((grid, blocks), (part, cluster), (name, threads)):
+        nest.ranges[one] = Range(0, extent - 1)
     nest.independent |= {grid, name}
     with nest.nested() as body:
-        block = ThreadBlock(nest, dims.symbol(grid), dims.symbol(name))
+        block = ThreadBlock(nest, dims.symbol(grid), dims.symbol(name), dims.symbol(part) if cluster > 1 else 0)
         yield block
-    inner = For(name, threads, tuple(body), LoopKind.BLOCK)
-    nest.emit(For(grid, blocks, (*block.shared, inner), LoopKind.GRID))
+    inside = (*block.shared, For(name, threads, tuple(body), LoopKind.BLOCK))
+    if cluster > 1:
+        inside = (For(part, cluster, inside, LoopKind.CLUSTER),)
+    nest.emit(For(grid, blocks, inside, LoopKind.GRID))
 
 
 @contextmanager

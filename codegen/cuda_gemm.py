@@ -7,8 +7,9 @@
             for groups of 4 terms: registers a, b = shared; acc[r, c] += a[r] * b[c]
         epilogue; store
 
-Subclasses say where the elements are. A sum that is split for want of blocks leaves its parts in memory, and a second kernel
-adds them in order before its epilogue. The order of every sum depends on the extents alone.
+Subclasses say where the elements are. A sum that is split for want of blocks leaves its parts in memory; they are added in order
+before the epilogue: by the blocks of a cluster, one for each part, after they have met, or by a second kernel where there are more
+parts than a cluster has blocks. The order of every sum depends on the extents alone.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from tcompile.codegen.cpu_epilogue import Epilogue, anchor
-from tcompile.codegen.cuda_block import ThreadBlock, thread_block
+from tcompile.codegen.cuda_block import ThreadBlock, meeting, thread_block
 from tcompile.codegen.cuda_stage import Reader, Side, Stage
 from tcompile.codegen.cuda_tile import choose
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.lower_contraction import accumulation_type
-from tcompile.codegen.scalar import compare, const, index_value, op
+from tcompile.codegen.scalar import both, compare, const, index_value, op
 from tcompile.codegen.templates import Built
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.dtypes import DType
 from tcompile.ir.graph import Node, TensorType, Value
-from tcompile.ir.loops import Barrier, CommitAsync, Expr, Load, LoopKind, Op, Space, WaitAsync
+from tcompile.ir.loops import Access, Barrier, CommitAsync, Expr, Load, LoopKind, Op, Space, WaitAsync
 from tcompile.ir.target import GpuTarget
 
 STAGES = 3
@@ -126,19 +127,30 @@ class Product:
         if self.partial is None:
             return [_built(self.draft, ())]
         self.draft.tags["parts"] = str(self.parts)
+        if self.meets:
+            return [_built(self.draft, (self.partial,))]
         first = _built(self.draft, (self.partial,))
         self._open()
         self._join()
         return [first, *_scheduled(self.draft, self.target, (self.partial,))]
 
+    @property
+    def meets(self) -> bool:
+        """Whether the blocks that share a sum are a cluster."""
+        return 1 < self.parts <= self.target.cluster
+
     def _main(self) -> None:
         e, ranges = self.extents, self.nest.ranges
         rows, columns, _, threads = self._sizes()
         tiles = dims.ceildiv(e.rows, rows, ranges), dims.ceildiv(e.columns, columns, ranges)
-        with thread_block(self.nest, e.batch * self.parts * tiles[1] * tiles[0], threads) as block:
+        cluster = self.parts if self.meets else 1
+        with thread_block(self.nest, e.batch * (self.parts // cluster) * tiles[1] * tiles[0], threads, cluster) as block:
             row, column, rest = self._order(block, block.number, tiles)
-            part, batch = self._digit(block, rest, self.parts)
+            part, batch = (block.part, rest) if self.meets else self._digit(block, rest, self.parts)
             self._tile(block, batch, part, row * rows, column * columns)
+            if self.meets:
+                self.nest.emit(meeting(cluster))
+                self._join_tile(block, block.named(batch, e.batch - 1), row * rows, column * columns)
 
     def _order(self, block: ThreadBlock, number: DimLike, tiles: tuple[DimLike, DimLike]) -> tuple[DimLike, DimLike, DimLike]:
         """(row, column, rest) of a tile: blocks that run at once share rows and columns, which then come out of the L2 cache."""
@@ -266,19 +278,41 @@ class Product:
             self.epilogue.store(self.place(batch, row, column), value)
             return
         position = ((part * e.batch + batch) * e.rows + row) * e.columns + column
-        self.nest.store(self.draft.write(self.partial), position, value)
+        self.nest.store(self.draft.write(self.partial, Access.INOUT if self.meets else Access.OUT), position, value)
+
+    def _join_tile(self, block: ThreadBlock, batch: DimLike, row: DimLike, column: DimLike) -> None:
+        """The parts of the tile's sums, in order; each block of the cluster adds its share of them."""
+        e, nest, (rows, columns, _, threads) = self.extents, self.nest, self._sizes()
+        width = GROUP if dims.mod(e.columns, GROUP) == 0 else 1
+        across, share = columns // width, -(-rows * columns // width // self.parts)
+        with nest.loop(-(-share // threads)) as turn:
+            mine = turn * threads + block.thread
+            number = block.part * share + mine
+            down = block.named(dims.floordiv(number, across, nest.ranges), -(-self.parts * share // across) - 1)
+            here, there = row + down, column + dims.mod(number, across, nest.ranges) * width
+            inside = None if share % threads == 0 else compare("lt", mine, share)
+            inside = both(inside, None if rows * columns // width % self.parts == 0 else compare("lt", down, rows))
+            for index, extent, step in ((here, e.rows, rows), (there, e.columns, columns)):
+                inside = both(inside, None if dims.mod(extent, step) == 0 else compare("lt", index, extent))
+            with nullcontext() if inside is None else nest.branch(inside), nest.loop(width, LoopKind.VECTOR, width) as lane:
+                self._add_parts(batch, here, there + lane)
 
     def _join(self) -> None:
         """The parts of every sum, in order."""
-        e, nest = self.extents, self.nest
+        e = self.extents
+        with self.nest.loops((e.batch, e.rows, e.columns), independent=True) as (batch, row, column):
+            self._add_parts(batch, row, column)
+
+    def _add_parts(self, batch: DimLike, row: DimLike, column: DimLike) -> None:
+        """One result of all its parts."""
+        e = self.extents
         assert self.partial is not None
-        buffer, size = self.draft.read(self.partial), e.batch * e.rows * e.columns
-        with nest.loops((e.batch, e.rows, e.columns), independent=True) as (batch, row, column):
-            position = (batch * e.rows + row) * e.columns + column
-            total: Expr = Load(buffer, (position,), e.dtype)
-            for part in range(1, self.parts):
-                total = op("add", total, Load(buffer, (part * size + position,), e.dtype))
-            self.epilogue.store(self.place(batch, row, column), total)
+        buffer, size = self.draft.write(self.partial, Access.INOUT if self.meets else Access.IN), e.batch * e.rows * e.columns
+        position = (batch * e.rows + row) * e.columns + column
+        total: Expr = Load(buffer, (position,), e.dtype)
+        for part in range(1, self.parts):
+            total = op("add", total, Load(buffer, (part * size + position,), e.dtype))
+        self.epilogue.store(self.place(batch, row, column), total)
 
 
 def _built(draft: Draft, scratch: tuple[Value, ...]) -> Built:

@@ -10,8 +10,10 @@ from tcompile.ir.target import GpuTarget
 MANY = 1024  # what a symbolic extent is planned for
 _SPLIT_TERMS = 128  # terms that a part of a split sum has at least
 _MOST_PARTS = 16
+_TOGETHER = 2  # blocks of a multiprocessor, which hide each other's waiting
 _ENOUGH_THREADS = 256  # of a multiprocessor
 LAUNCH_SECONDS = 2e-6  # of a kernel behind another one in a graph
+MEETING_SECONDS = 1e-6  # of the blocks of a cluster, until each reads what the others wrote
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,13 @@ def busy(threads: int) -> float:
 
 
 def split_seconds(target: GpuTarget, parts: int, results: int) -> float:
-    """What splitting sums costs: results of parts are written and read once more, by a second kernel."""
-    return 0.0 if parts == 1 else LAUNCH_SECONDS + 2 * parts * results * 4 / target.bandwidth
+    """What splitting sums costs: results of parts are written and read once more, after a meeting or by a second kernel."""
+    if parts == 1:
+        return 0.0
+    return (MEETING_SECONDS if parts <= target.cluster else LAUNCH_SECONDS) + 2 * parts * results * 4 / target.bandwidth
 
 
 def split_parts(target: GpuTarget, blocks: int, terms: int, *, split: bool) -> list[int]:
-    """Into how many parts a sum may be split; one where the blocks fill the machine anyway."""
-    most = min(target.sms // blocks, terms // _SPLIT_TERMS, _MOST_PARTS) if split and blocks < target.sms else 1
+    """Into how many parts a sum may be split, up to two blocks for each multiprocessor; one where the blocks fill the machine anyway."""
+    most = min(_TOGETHER * target.sms // blocks, terms // _SPLIT_TERMS, _MOST_PARTS) if split and blocks < target.sms else 1
     return [1, *range(2, most + 1)]

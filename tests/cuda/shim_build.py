@@ -122,8 +122,6 @@ def _kernel(found: re.Match[str]) -> tuple[str, str, int]:
     values.append(f"(int *)arguments[{len(arguments) - 1}]")
     body, shared = _memory(found["body"])
     cluster = int(found["cluster"] or 1)
-    if shared and cluster > 1:
-        raise ShimError(f"kernel {name}: the shim has no shared memory for the blocks of a cluster")
     meets = bool(_MEETS.search(body)) or shared > 0  # a race needs threads side by side to be seen
     launch = [
         f'extern "C" __attribute__((visibility("default"))) const int shim_words_{name} = {len(arguments)};',

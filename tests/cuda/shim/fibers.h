@@ -82,14 +82,16 @@ struct Fiber {
 };
 
 constexpr size_t STACK = 256 * 1024;
-constexpr int MOST_FIBERS = 8 * 1024;
+constexpr int MOST_BLOCKS = 8;  // of a cluster
+constexpr int MOST_FIBERS = MOST_BLOCKS * 1024;
 static Fiber fibers[MOST_FIBERS];
 static char *stacks;
 static void *scheduler;
 static int current = -1;  // the fiber that runs; -1: threads run in turn
 static int threads, alive;  // of all blocks that run together
 static int block_threads;
-static unsigned epoch;             // of the block: barriers passed in all blocks so far
+static int current_block;            // of the cluster, that of the fiber that runs
+static unsigned epochs[MOST_BLOCKS];  // of each block: barriers passed so far
 static unsigned warp_epoch[MOST_FIBERS / 32];
 static void (*body)(const void *);
 static const void *closure;
@@ -100,6 +102,15 @@ static void leave_failed() {
     shim_switch(&unused, scheduler);
 }
 
+static inline unsigned epoch() { return epochs[current_block]; }
+
+// What belongs to the thread that runs now.
+static inline void enter(const Fiber &fiber) {
+    thread_index = fiber.thread;
+    block_index = fiber.block;
+    current_block = current / block_threads;
+}
+
 static inline int lanes_of(int warp) { return threads - 32 * warp < 32 ? threads - 32 * warp : 32; }
 
 static void pause() {
@@ -107,8 +118,7 @@ static void pause() {
     const int number = current;
     shim_switch(&me.stack_pointer, scheduler);
     current = number;
-    thread_index = me.thread;
-    block_index = me.block;
+    enter(me);
 }
 
 static void finish_copies(Fiber &me, size_t keep);
@@ -116,8 +126,7 @@ static bool products_left();   // of the four warps that run
 static void begin_products();
 
 static void start() {
-    thread_index = fibers[current].thread;
-    block_index = fibers[current].block;
+    enter(fibers[current]);
     body(closure);
     Fiber &me = fibers[current];
     if (!me.copies.empty()) fail("returned with asynchronous copies that it has not awaited");
@@ -205,7 +214,7 @@ static bool open(State state, int first, int count) {
     for (int k = first; k < first + count; ++k)
         if (fibers[k].state != state || fibers[k].line != fibers[first].line) return false;
     for (int k = first; k < first + count; ++k) fibers[k].state = READY;
-    ++epoch;
+    for (int block = first / block_threads; block * block_threads < first + count; ++block) ++epochs[block];
     return true;
 }
 
@@ -233,7 +242,7 @@ static void run_fibers(Index extents, int cluster) {
                 {first_block.x + k / block_threads, first_block.y, first_block.z});
     }
     begin_products();
-    ++epoch;
+    for (unsigned &one : epochs) ++one;
     while (alive && !failed) {
         bool progress = false;
         // each block as far as it comes without the others: what it does not wait for is not there yet
@@ -246,7 +255,8 @@ static void run_fibers(Index extents, int cluster) {
 }
 
 static void run_in_turn(Index extents) {
-    threads = 1;
+    threads = block_threads = 1;
+    current_block = 0;
     for (unsigned z = 0; z < extents.z; ++z)
         for (unsigned y = 0; y < extents.y; ++y)
             for (unsigned x = 0; x < extents.x; ++x) {
@@ -265,14 +275,14 @@ template <typename Body> static int launch(const char *name, const unsigned *gri
     body = [](const void *what) { (*(const Body *)what)(); };
     closure = &run;
     current = -1;
-    if (shared && !shared_bytes) shared_bytes = (char *)mmap(nullptr, SHARED, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (shared && !shared_bytes) shared_bytes = (char *)mmap(nullptr, MOST_BLOCKS * SHARED, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     const Index extents = {block[0], block[1], block[2]};
     try {
         for (unsigned z = 0; z < grid[2] && !failed; ++z)
             for (unsigned y = 0; y < grid[1] && !failed; ++y)
                 for (unsigned x = 0; x < grid[0] && !failed; x += cluster) {
                     block_index = {x, y, z};
-                    if (shared) memset(shared_bytes, 0xff, shared);  // NaN, which shows
+                    for (int k = 0; shared && k < cluster; ++k) memset(shared_bytes + k * SHARED, 0xff, shared);  // NaN, which shows
                     if (meets) run_fibers(extents, cluster); else run_in_turn(extents);
                 }
     } catch (Failure) {

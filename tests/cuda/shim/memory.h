@@ -72,11 +72,11 @@ static inline bool ordered(int warp, unsigned then) { return warp == current / 3
 }
 
 static inline void note_read(const char *name, long long at, Cell &cell) {
-    if (cell.write_epoch == epoch && cell.writer != current && !ordered(cell.writer / 32, cell.write_warp_epoch))
+    if (cell.write_epoch == epoch() && cell.writer != current && !ordered(cell.writer / 32, cell.write_warp_epoch))
         race(name, at, "read what another wrote", cell.writer);
     const int warp = current / 32;
-    if (cell.read_epoch != epoch) {
-        cell.read_epoch = epoch;
+    if (cell.read_epoch != epoch()) {
+        cell.read_epoch = epoch();
         cell.reader = (short)current;
         cell.read_warp = (short)warp;
     } else {
@@ -87,18 +87,18 @@ static inline void note_read(const char *name, long long at, Cell &cell) {
 }
 
 static inline void note_write(const char *name, long long at, Cell &cell) {
-    if (cell.write_epoch == epoch && cell.writer != current && !ordered(cell.writer / 32, cell.write_warp_epoch))
+    if (cell.write_epoch == epoch() && cell.writer != current && !ordered(cell.writer / 32, cell.write_warp_epoch))
         race(name, at, "written", cell.writer);
-    if (cell.read_epoch == epoch && cell.reader != current && !(cell.read_warp != SEVERAL && ordered(cell.read_warp, cell.read_warp_epoch)))
+    if (cell.read_epoch == epoch() && cell.reader != current && !(cell.read_warp != SEVERAL && ordered(cell.read_warp, cell.read_warp_epoch)))
         race(name, at, "written", cell.reader);
-    cell.write_epoch = epoch;
+    cell.write_epoch = epoch();
     cell.writer = (short)current;
     cell.write_warp_epoch = warp_epoch[current / 32];
 }
 
 static inline Cell *cells_at(long long offset) {
-    if (!cells) cells = (Cell *)mmap(nullptr, SHARED * sizeof(Cell), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return cells + offset;
+    if (!cells) cells = (Cell *)mmap(nullptr, MOST_BLOCKS * SHARED * sizeof(Cell), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return cells + current_block * (long long)SHARED + offset;
 }
 
 // A part of shared memory from one element on.
@@ -135,14 +135,14 @@ template <typename T> struct SharedElement {
     void operator=(const SharedElement &other) const { *this = (T)other; }
 };
 
-// A buffer in shared memory, ``offset`` bytes from its start.
+// A buffer in shared memory of the block that runs, ``offset`` bytes from its start.
 template <typename T> struct Shared {
     T *data;
     Cell *cell;
     long long count;
     const char *name;
     Shared(long long offset, long long count, const char *name)
-        : data((T *)(shared_bytes + offset)), cell(cells_at(offset)), count(count), name(name) {}
+        : data((T *)(shared_bytes + current_block * SHARED + offset)), cell(cells_at(offset)), count(count), name(name) {}
     SharedElement<T> operator[](long long at) const {
         if (__builtin_expect((unsigned long long)at >= (unsigned long long)count, 0)) outside(name, at, count);
         return {data + at, cell + at * (long long)sizeof(T), at, name};
