@@ -30,6 +30,7 @@ _FULL_CYCLES = 25.0  # more where results fill most registers: the next tile's l
 _FULL = 0.6  # of the registers
 _LOAD_SHARE = 0.9  # of the loads that could be
 _STREAM_CYCLES = 0.12  # of a step, for each stream of weights above two
+_LISTED_ROWS = 8  # each at an address of its own, in a register
 MANY_ROWS = 64  # what a symbolic number of rows is planned for
 FEW_ROWS = 2  # of a recurrence
 _FEWEST_TASKS = 4  # where the work suffices
@@ -239,7 +240,8 @@ def gathered_tile(target: Target, block: int) -> Tile:
     """The tile that multiplies the rows of a table, ``block`` output channels wide or a part of them."""
     lane_count = target.float_lanes
     vectors = min(block // lane_count, 2)
-    return Tile(min((target.vector_registers - 1 - vectors) // vectors, 2 * MOST_ROWS), vectors, lane_count)
+    rows = (target.vector_registers - 1 - vectors) // vectors
+    return Tile(min(rows, _LISTED_ROWS), vectors, lane_count)
 
 
 def gathered_block(target: Target, taps: int, entries: int) -> int | None:
