@@ -289,9 +289,13 @@ class PackedGemm(Gemm):
             with self.some_terms(ahead.terms) as term:
                 yield step * ahead.terms + term
 
-    def some_terms(self, extent: DimLike) -> AbstractContextManager[DimLike]:
-        """A loop over neighbouring terms."""
-        return self.nest.loop(extent)
+    @contextmanager
+    def some_terms(self, extent: DimLike) -> Iterator[DimLike]:
+        """A loop over neighbouring terms; tiles of few rows do several a turn, which is else over sooner than the loop around it."""
+        known = isinstance(extent, int) and self.tile.rows <= FEW_ROWS
+        several = next((k for k in (8, 4) if known and extent % k == 0), 1)
+        with self.nest.loop(dims.floordiv(extent, several)) as step, self.nest.loop(several, LoopKind.UNROLLED) as term:
+            yield step * several + term
 
     def _ahead(self) -> Ahead | None:
         b = self.core.inputs[1]
