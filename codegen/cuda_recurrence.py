@@ -4,12 +4,13 @@
         weights of the thread's columns into registers, once;  carried[0] = initial;  meet
         for each turn:
             sums of the thread's terms of its unit's columns;  the lanes of a unit add theirs by shuffles
+            (products of products: a unit's element of the next left operand -> memory;  meet;  its sums)
             everything else of the unit -> carried[(turn + 1) % 2], stacks[turn];  meet
         finals = carried[turns % 2]
 
 A row is independent of the others, so only the blocks that share it meet, which those of a cluster may do within a kernel. What is
-carried lies in memory twice: a turn writes where none reads. Loops that want products of products, rows of their neighbours, or more
-weights than registers hold run turn by turn (``lower_control.py``). Source: Diamos et al., Persistent RNNs (2016).
+carried lies in memory twice: a turn writes where none reads. Loops that want rows of their neighbours, or more weights than registers
+hold, run turn by turn (``lower_control.py``). Source: Diamos et al., Persistent RNNs (2016).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ LANES = 32
 HELD = 64  # weights that a thread keeps
 MOST_THREADS = 512  # of a block, so that each has registers for them
 FEWEST_THREADS = 128  # of a block, before fewer blocks take a row
+MOST_PHASES = 3  # products one behind the other in a turn
 MOST_ROWS = 512  # rows of a batch from which products of whole matrices are better
 _FIXED = ("reshape", "transpose", "convert", "broadcast")  # what may stand between a constant and a product
 
@@ -96,6 +98,9 @@ class Cell:
         _need(isinstance(self.units, int) and not (isinstance(self.rows, int) and not 0 < self.rows <= MOST_ROWS))
         for value in (*self.inside, *self.next, *self.elements):
             self.place(value, 0, 0)
+        self._layers: dict[Value, int] = {}
+        self.phases = 1 + max(self.phase(dot) for dot in self.dots)
+        _need(self.phases <= MOST_PHASES)
         for dot in self.dots:
             self._check(dot)
         kept = [one for one in nodes if one.op != "constant" or one.attrs["value"].size == 1]
@@ -109,7 +114,7 @@ class Cell:
         _need(batch == ((), ()) and len(contract[0]) == 1 and left.dtype == right.dtype == dot.output.dtype == F32)
         terms = left.shape[contract[0][0]]
         _need(isinstance(terms, int) and product(left.shape[k] for k in free_axes(left.rank, (), contract[0])) == self.rows)
-        _need(self._is_fixed(right) and not self._needs_product(left))
+        _need(self._is_fixed(right) and (self.phase(dot) == 0 or terms == self.units))
 
     def _is_fixed(self, value: Value) -> bool:
         made = self.producers.get(value)
@@ -117,9 +122,20 @@ class Cell:
             return value not in self.inside and value is not self.iteration
         return made.op == "constant" or (made.op in _FIXED and all(map(self._is_fixed, made.inputs)))
 
-    def _needs_product(self, value: Value) -> bool:
-        made = self.producers.get(value)
-        return made is not None and (made.op == "dot_general" or any(map(self._needs_product, made.inputs)))
+    def phase(self, dot: Node) -> int:
+        """How many products lie one behind the other before this one in a turn."""
+        return self._products_before(dot.inputs[0])
+
+    def _products_before(self, value: Value) -> int:
+        if value not in self._layers:
+            made = self.producers.get(value)
+            behind = 0 if made is None else max(map(self._products_before, made.inputs), default=0)
+            self._layers[value] = behind + (made is not None and made.op == "dot_general")
+        return self._layers[value]
+
+    def later(self) -> list[Node]:
+        """The products of products, one for each left operand."""
+        return list({dot.inputs[0]: dot for dot in self.dots if self.phase(dot) > 0}.values())
 
     def place(self, value: Value, row: DimLike, unit: DimLike) -> Shape:
         """The index of a unit of a row in something carried or stacked, whose axes are those of the rows, then those of the units."""
@@ -179,6 +195,8 @@ class _Turn:
         with self.nest.nested():
             for value in (*self.cell.next, *self.cell.elements):
                 self.draft.element(value, self.cell.place(value, self.row, unit))
+            for dot in self.cell.later():
+                self.draft.element(dot.inputs[0], self.left_index(dot, unit))
         self.draft.inliner.forget()
         return list(found.values())
 
@@ -219,6 +237,11 @@ class _Turn:
         axes = [left.shape[k] for k in free_axes(left.rank, (), dot.attrs["contract"][0])]
         return unravel(self.row, axes, {})
 
+    def left_index(self, dot: Node, term: DimLike) -> Shape:
+        """Where a term of the row is in the left operand."""
+        row, ((axis,), _) = self.left_place(dot), dot.attrs["contract"]
+        return (*row[:axis], term, *row[axis:])
+
 
 def plan(target: GpuTarget, units: int, terms: Sequence[int]) -> Plan | None:
     """Blocks and lanes for so many units of sums of so many terms; None where registers do not hold the weights."""
@@ -246,6 +269,9 @@ class Recurrence(_Turn):
             raise _Unsuitable
         self.plan = made
         self.states = [Value("carried", TensorType(value.dtype, (2, cell.rows, cell.units))) for value in cell.inside]
+        self.lefts = {
+            dot.inputs[0]: Value("left", TensorType(F32, (cell.rows, cell.units))) for dot in cell.later()
+        }  # the operands of later products
         self.draft.tags["recurrence"] = f"{made.blocks}x{made.threads}, {made.lanes} lanes a unit"
         self.draft.flops = 2 * cell.rows * cell.units * cell.attrs["trip"] * sum(one.terms for one in sums)
 
@@ -255,7 +281,7 @@ class Recurrence(_Turn):
         with cluster_thread(nest, self.cell.rows, made.blocks, made.threads) as (self.row, block, thread):
             self._thread(thread, block * made.units)
         kernel, values = self.draft.finish()
-        return Built(kernel, values, tuple(self.states))
+        return Built(kernel, values, (*self.states, *self.lefts.values()))
 
     def _thread(self, thread: DimLike, first: DimLike) -> None:
         nest, cell, made, ranges = self.nest, self.cell, self.plan, self.nest.ranges
@@ -266,7 +292,7 @@ class Recurrence(_Turn):
         self.unit = nest.let_index(index_value(number if whole else dims.minimum(number, cell.units - 1, ranges)), Range(0, cell.units - 1))
         self.mine = both(compare("eq", self.lane, 0), inside)
         self.needed = self.sums(self.unit)
-        weights = [self._weights(one) for one in self.needed]
+        weights = {one: self._weights(one) for one in self.needed}
         with nest.branch(self.mine):
             for value, state in zip(cell.initial, self.states, strict=True):
                 self._put(state, 0, self.draft.element(value, cell.place(value, self.row, self.unit)))
@@ -304,18 +330,18 @@ class Recurrence(_Turn):
         lane_terms(nest, one.terms, self.plan.lanes, self.lane, load)
         return held
 
-    def _sums(self, weights: list[str]) -> list[Expr]:
-        """The products of a turn, the same in all lanes of a unit."""
+    def _sums(self, needed: list[Sum], weights: Mapping[Sum, str]) -> list[Expr]:
+        """Products of a turn, the same in all lanes of a unit."""
         nest = self.nest
-        lefts = {(one.dot.inputs[0], one.dot.attrs["contract"][0]): one for one in self.needed}
+        lefts = {(one.dot.inputs[0], one.dot.attrs["contract"][0]): one for one in needed}
         held = {key: self._left(one) for key, one in lefts.items()}
         results = []
-        for one, mine in zip(self.needed, weights, strict=True):
+        for one in needed:
             theirs = held[one.dot.inputs[0], one.dot.attrs["contract"][0]]
             total = nest.alloc(F32, (1,), Space.REGISTER)
             nest.store(total, 0, const(0, F32))
             with nest.loop(-(-one.terms // self.plan.lanes), LoopKind.UNROLLED) as k:
-                factors = Load(mine, (k,), F32), Load(theirs, (k,), F32)
+                factors = Load(weights[one], (k,), F32), Load(theirs, (k,), F32)
                 nest.store(total, 0, Op("fma", (*factors, Load(total, (0,), F32)), F32))
             results.append(nest.let(Load(total, (0,), F32)))
         distance = self.plan.lanes // 2
@@ -328,11 +354,13 @@ class Recurrence(_Turn):
         """This lane's terms of a left operand."""
         nest, left = self.nest, one.dot.inputs[0]
         held = nest.alloc(F32, (-(-one.terms // self.plan.lanes),), Space.REGISTER)
-        (axis,) = one.dot.attrs["contract"][0]
-        row = self.left_place(one.dot)
 
         def load(place: DimLike, term: DimLike, guard: Expr | None) -> None:
-            value = self.draft.element(left, (*row[:axis], term, *row[axis:]), guard)
+            if left in self.lefts:
+                buffer = self.draft.write(self.lefts[left], Access.INOUT)
+                value: Expr = Load(buffer, (self.row * self.cell.units + term,), F32, guard)
+            else:
+                value = self.draft.element(left, self.left_index(one.dot, term), guard)
             nest.store(held, place, value if guard is None else select(guard, value, const(0, F32)))
 
         lane_terms(nest, one.terms, self.plan.lanes, self.lane, load)
@@ -340,7 +368,7 @@ class Recurrence(_Turn):
 
     # Turns --------------------------------------------------------------------------------------------
 
-    def _turns(self, weights: list[str]) -> None:
+    def _turns(self, weights: Mapping[Sum, str]) -> None:
         nest, cell, ranges = self.nest, self.cell, self.nest.ranges
         counter, turn = cell.attrs["counter"], nest.fresh("i")
         ranges[turn] = Range(0, cell.attrs["trip"] - 1)
@@ -349,11 +377,27 @@ class Recurrence(_Turn):
         with nest.nested() as body:
             slot, after = (nest.let_index(index_value(dims.mod(now + k, 2, ranges)), Range(0, 1)) for k in range(2))
             self.bind_carried(lambda k, at: self._state(self.states[k], slot, at))
-            sums = {(one.dot.output, one.column): value for one, value in zip(self.needed, self._sums(weights), strict=True)}
+            sums: dict[tuple[Value, Shape], Expr] = {}
             self.bind_sums(lambda dot, column: sums[dot.output, column])
+            for phase in range(cell.phases):
+                self._put_lefts(phase)
+                needed = [one for one in self.needed if cell.phase(one.dot) == phase]
+                for one, value in zip(needed, self._sums(needed, weights), strict=True):
+                    sums[one.dot.output, one.column] = value
             self._results(after)
             nest.emit(meeting(self.plan.blocks))
         nest.emit(For(turn, cell.attrs["trip"], substitute(tuple(body), {counter: dims.symbol(turn)}, ranges)))
+
+    def _put_lefts(self, phase: int) -> None:
+        """The unit's element of the operands that a phase after the first multiplies."""
+        nest, mine = self.nest, [dot for dot in self.cell.later() if self.cell.phase(dot) == phase]
+        for dot in mine:
+            left = dot.inputs[0]
+            value = nest.let(self.draft.element(left, self.left_index(dot, self.unit)))
+            with nest.branch(self.mine):
+                nest.store(self.draft.write(self.lefts[left], Access.INOUT), self.row * self.cell.units + self.unit, value)
+        if mine:
+            nest.emit(meeting(self.plan.blocks))
 
     def _results(self, after: DimLike) -> None:
         """Everything behind the sums. All lanes compute it: what it loads is then on its way while they add their terms."""

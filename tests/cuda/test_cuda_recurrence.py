@@ -87,9 +87,10 @@ def test_directions(direction):
     run(graph, {"x": RNG.standard_normal((4, 2, INPUT)).astype(np.float32)}, 2e-6)
 
 
-def test_products_of_products_stay_a_loop():
+@pytest.mark.parametrize(("hidden", "batch"), [(12, 2), (33, 1), (100, 3)])
+def test_products_of_products(hidden, batch):
     """A reset gate before the product: the second product of a turn needs the first."""
-    check(network("GRU", 12, 2, 3), 2, 3, 0)
+    check(network("GRU", hidden, batch, 4), batch, 4, 1)
 
 
 def test_weights_beyond_the_registers_stay_a_loop():
