@@ -431,7 +431,7 @@ class BlockedConv(DirectConv):
             return []
         line, tiles = LINE_BYTES // self.w.dtype.bytes, -(-self.columns // self.tile.rows)
         lines, at, ranges = self._block_weights() // line, self.tile_at, self.nest.ranges
-        if lines == 0 or tiles > MOST_TILES:
+        if lines == 0 or not 1 < tiles <= MOST_TILES:
             return []
         share = -(-at.blocks * lines // tiles)
         number = dims.mod(dims.floordiv(at.start, self.tile.rows, ranges) * share, at.blocks * lines, ranges)
