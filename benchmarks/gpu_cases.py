@@ -88,7 +88,8 @@ def kernel_cases() -> list[KernelCase]:
     found += [_gemm(4096, dtype, "f32") for dtype in ("f16", "bf16")]
     found += [_gemm(512, "f32", "f32"), _add(1 << 26), _gelu(1 << 26), _softmax(16384, 2048), _layernorm(16384, 1024), _transpose(8192)]
     found += [_conv("conv 3x3", 32, 128, 56, 3, 1), _conv("conv 1x1", 32, 256, 56, 1, 1), _conv("depthwise 3x3", 32, 256, 56, 3, 256)]
-    return found
+    found += [_conv("conv 3x3 of one image", 1, 256, 14, 3, 1), _attention("attention of one query", 1, 8192)]
+    return [*found, _attention("attention", 1024, 1024), _attention("attention as f16", 1024, 1024, "f16")]
 
 
 def _inputs(b: Builder, dtype: str, *shapes: tuple[int, ...]) -> list[Any]:
@@ -118,16 +119,34 @@ def _gelu(n: int) -> KernelCase:
     return KernelCase("gelu", b.graph([out], ["y"]), lambda torch, t: torch.nn.functional.gelu(*t), 20.0 * n, 8.0 * n)
 
 
-def _spread(b: Builder, value: Any, shape: tuple[int, int]) -> Any:
-    return b.emit("broadcast", value, shape=shape, axes=(0,))
+def _spread(b: Builder, value: Any, shape: tuple[int, ...]) -> Any:
+    return b.emit("broadcast", value, shape=shape, axes=tuple(range(len(shape) - 1)))
+
+
+def _soft(b: Builder, x: Any) -> Any:
+    axis = [len(x.shape) - 1]
+    powers = b.map("exp", b.map("sub", x, _spread(b, b.reduce("max", x, axis), x.shape)))
+    return b.map("div", powers, _spread(b, b.reduce("add", powers, axis), x.shape))
+
+
+def _attention(name: str, queries: int, keys: int, precision: str = "f32", heads: int = 16, depth: int = 64) -> KernelCase:
+    b = Builder("attention")
+    q, k, v = _inputs(b, "f32", (1, heads, queries, depth), (1, heads, keys, depth), (1, heads, keys, depth))
+    batch = ((0, 1), (0, 1))
+    scores = b.emit("dot_general", q, k, batch=batch, contract=((3,), (3,)), dtype=q.dtype)
+    weights = _soft(b, b.map("mul", scores, b.scalar_like(depth**-0.5, scores)))
+    out = b.emit("dot_general", weights, v, batch=batch, contract=((3,), (2,)), dtype=q.dtype)
+    flops, moved = 4.0 * heads * queries * keys * depth, 8.0 * heads * (queries + keys) * depth
+    graph = b.graph([out], ["y"])
+    return KernelCase(name, graph, lambda torch, t: torch.nn.functional.scaled_dot_product_attention(*t), flops, moved, "f32", precision)
 
 
 def _softmax(rows: int, columns: int) -> KernelCase:
     b = Builder("softmax")
     (x,) = _inputs(b, "f32", (rows, columns))
-    shifted = b.map("exp", b.map("sub", x, _spread(b, b.reduce("max", x, [1]), x.shape)))
-    out = b.map("div", shifted, _spread(b, b.reduce("add", shifted, [1]), x.shape))
-    return KernelCase("softmax", b.graph([out], ["y"]), lambda torch, t: torch.softmax(t[0], 1), 5.0 * rows * columns, 8.0 * rows * columns)
+    return KernelCase(
+        "softmax", b.graph([_soft(b, x)], ["y"]), lambda torch, t: torch.softmax(t[0], 1), 5.0 * rows * columns, 8.0 * rows * columns
+    )
 
 
 def _layernorm(rows: int, columns: int) -> KernelCase:

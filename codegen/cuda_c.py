@@ -29,7 +29,7 @@ from tcompile.codegen.cuda_prelude import prelude
 from tcompile.errors import UnsupportedError
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Ranges
-from tcompile.ir.loops import Access, Alloc, Block, For, Kernel, LoopKind, Param, Space, TileOp
+from tcompile.ir.loops import Access, Alloc, Barrier, Block, For, Kernel, LoopKind, Param, Space, TileOp
 from tcompile.ir.loops_interpret import walk
 from tcompile.ir.loops_verify_gpu import cluster_loop, launch_loops
 from tcompile.ir.tileops import LANES, tile_spec
@@ -179,9 +179,12 @@ def _groups(kernel: Kernel) -> dict[str, str]:
 
 def _pointers(kernel: Kernel, groups: dict[str, str]) -> Iterable[str]:
     members = list(groups.values())
+    meets = any(isinstance(stmt, Barrier) for stmt in walk(kernel.body))
     for param in kernel.params:
         const = "const " if param.access is Access.IN else ""
-        restrict = "__restrict__ " if members.count(groups[param.name]) == 1 else ""
+        # what threads write for each other to read changes behind this thread's back
+        shared = meets and param.access is Access.INOUT
+        restrict = "__restrict__ " if members.count(groups[param.name]) == 1 and not shared else ""
         yield f"{const}{c_type(param.dtype)} *{restrict}{c_name(param.name)}"
 
 

@@ -17,9 +17,12 @@ from tcompile.benchmarks import gpu
 from tcompile.benchmarks.gpu_apart import Apart, Failed
 from tcompile.benchmarks.gpu_cases import graph_flops, kernel_cases
 from tcompile.benchmarks.gpu_unroll import unrolled
+from tcompile.codegen.lower import lower
 from tcompile.errors import UnsupportedError
 from tcompile.ir.interpret import interpret
 from tcompile.ir.onnx_import import import_model
+from tcompile.ir.program_text import program_kernels
+from tcompile.pipeline import Options, chosen_target, optimise
 
 DIGITS = Path(tcompile.__file__).with_name("demo") / "digits.onnx"
 RECURRENT = """
@@ -84,6 +87,18 @@ def test_kernels_have_the_work_that_their_limits_are_made_of():
     cases = {case.name: case for case in kernel_cases()}
     assert cases["gemm 4096 f32"].flops == graph_flops(cases["gemm 4096 f32"].graph) == 2 * 4096**3
     assert cases["conv 3x3"].flops == graph_flops(cases["conv 3x3"].graph)
+    assert cases["attention"].flops == graph_flops(cases["attention"].graph) == 4 * 16 * 1024 * 1024 * 64
+
+
+@pytest.mark.parametrize("case", [case for case in kernel_cases() if case.name.startswith("attention")], ids=lambda case: case.name)
+def test_attention_is_one_kernel(case):
+    target = chosen_target("cuda-sm90", Options(precision=case.precision))
+    (kernel,) = program_kernels(lower(optimise(case.graph, target), target))
+    assert ("lanes" in kernel.tags, "tensor" in kernel.tags) == (case.name == "attention of one query", case.precision == "f16")
+
+
+def test_every_kernel_has_a_name_and_bytes():
+    cases = {case.name: case for case in kernel_cases()}
     assert all(case.bytes > 0 for case in cases.values()) and len(cases) == len(kernel_cases())
 
 

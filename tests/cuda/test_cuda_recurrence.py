@@ -152,4 +152,5 @@ def test_nvcc_takes_clusters():
         pytest.skip("no nvcc")
     text = emit_module((parse_kernel(MEETING.format(barrier="barrier cluster")),))
     assert "__cluster_dims__(2, 1, 1)" in text
+    assert "const float *__restrict__ p0, float *p1, float *__restrict__ p2" in text  # others write p1
     assert compile_text(text, 90, cache=False).resources["k"]["spill"] == 0
