@@ -16,6 +16,7 @@ from tcompile.codegen.schedule_chains import chains_of
 from tcompile.codegen.schedule_distribute import distribute
 from tcompile.codegen.schedule_lanes import accumulation, lanes_of
 from tcompile.codegen.schedule_transpose import blocks_of, find_turn
+from tcompile.codegen.schedule_unswitch import unswitched
 from tcompile.codegen.templates import Built
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike
@@ -64,7 +65,7 @@ class _Scheduler:
     def run(self) -> Kernel:
         body = map_loops(self.kernel.body, self._merge)
         threads = len(body) == 1
-        body = tuple(new for stmt in body for new in self._top(stmt, threads))
+        body = map_loops(tuple(new for stmt in body for new in self._top(stmt, threads)), unswitched)
         return replace(self.kernel, body=drop_unused(body), tags=self.tags)
 
     def _merge(self, loop: For) -> Block | None:

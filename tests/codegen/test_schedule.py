@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from tcompile.codegen.nest import Nest
-from tcompile.codegen.scalar import identity, op
-from tcompile.codegen.schedule import Names, collapse, flatten, only_loop, split
+from tcompile.codegen.scalar import both, compare, identity, op
+from tcompile.codegen.schedule import Names, collapse, flatten, map_loops, only_loop, split
 from tcompile.codegen.schedule_access import accesses, drop_unused
 from tcompile.codegen.schedule_distribute import distribute
 from tcompile.codegen.schedule_lanes import accumulation, lanes_of
+from tcompile.codegen.schedule_unswitch import unswitched
 from tcompile.ir import dims
 from tcompile.ir.dtypes import F32
-from tcompile.ir.loops import Access, Const, For, If, Kernel, Let, Load, LoopKind, Param, Space, Store
-from tcompile.ir.loops_interpret import run_kernel, walk
+from tcompile.ir.loops import Access, Const, For, If, Kernel, Let, Load, LoopKind, Param, Select, Space, Store
+from tcompile.ir.loops_evaluate import postorder
+from tcompile.ir.loops_interpret import expressions, run_kernel, walk
 from tcompile.ir.loops_verify import verify_kernel
 
 N, M = dims.symbol("d0"), dims.symbol("d1")
@@ -128,3 +130,29 @@ def test_what_nothing_reads_is_dropped():
         nest.store("p1", i, Const(3.0, F32))
     (kept,) = drop_unused(nest.block())
     assert isinstance(kept, For) and isinstance(kept.body[0], Store)
+
+
+def bordered(cond):
+    """p1[i*m + j] = p0[i*m + j] where cond(i, j), else 1; vectors along j."""
+    nest = Nest()
+    with nest.loop(N) as i, nest.loop(M, LoopKind.VECTOR, 8) as j:
+        inside = cond(i, j)
+        nest.store("p1", i * M + j, Select(inside, Load("p0", (i * M + j,), F32, inside), Const(1.0, F32)))
+    return nest.block()
+
+
+@pytest.mark.parametrize("n,m", SIZES)
+def test_a_choice_of_all_lanes_is_made_before_the_vectors(n, m):
+    body = map_loops(bordered(lambda i, j: both(compare("ge", i, 1), compare("lt", i, N - 1))), unswitched)
+    assert any(isinstance(stmt, If) for stmt in walk(body))
+    loads = [part for stmt in walk(body) for part in postorder(*expressions(stmt)) if isinstance(part, Load)]
+    assert all(load.mask is None for load in loads)
+    x = np.random.default_rng(0).standard_normal((n, m)).astype(np.float32)
+    want = x.copy()
+    want[:1], want[max(n - 1, 0) :] = 1, 1
+    np.testing.assert_array_equal(run(body, x.reshape(-1), np.zeros(n * m, np.float32), sizes=[n, m]).reshape(n, m), want)
+
+
+def test_a_choice_of_each_lane_stays_in_the_vectors():
+    body = bordered(lambda i, j: compare("lt", j, M - 1))
+    assert not any(isinstance(stmt, If) for stmt in walk(map_loops(body, unswitched)))
