@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
@@ -12,6 +14,7 @@ from tcompile.codegen.lower import lower
 from tcompile.codegen.memory import plan
 from tcompile.errors import ExecutionError, InvalidModelError
 from tcompile.ir.dims import evaluate
+from tcompile.ir.interpret import interpret
 from tcompile.ir.onnx_import import import_model
 from tcompile.ir.program import Call, Concurrent, Copy, Loop, Role
 from tcompile.ir.program_interpret import run_program
@@ -181,3 +184,64 @@ def test_blocks_have_the_same_bits_at_any_thread_count(op, sizes):
         for other in others:
             for name, array in one.items():
                 np.testing.assert_array_equal(other[name], array)
+
+
+def nested():
+    """An ONNX Loop whose body runs a recurrence in both directions, over what the turn before made."""
+    rng = np.random.default_rng(4)
+    weights = {"w0": (2, 3 * INPUT, INPUT), "r0": (2, 3 * INPUT, INPUT), "b0": (2, 6 * INPUT)}
+    constants = [numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32) * 0.3, name) for name, shape in weights.items()]
+    body = helper.make_graph(
+        [
+            helper.make_node("GRU", ["a", "w0", "r0", "b0"], ["y"], "both", hidden_size=INPUT, direction="bidirectional"),
+            helper.make_node("ReduceSum", ["y", "one"], ["b"], keepdims=0),
+            helper.make_node("Identity", ["go"], ["on"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("a", TensorProto.FLOAT, ["time", 2, INPUT]),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("b", TensorProto.FLOAT, ["time", 2, INPUT]),
+        ],
+    )
+    constants += [numpy_helper.from_array(np.array(3, np.int64), "turns"), numpy_helper.from_array(np.array([1], np.int64), "one")]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["time", 2, INPUT])
+    loop = helper.make_node("Loop", ["turns", "", "x"], ["z"], "outer", body=body)
+    graph = helper.make_graph([loop], "nested", [x], [helper.make_empty_tensor_value_info("z")], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def test_groups_inside_loops_run_each_turn():
+    model = nested()
+    assert len(groups(program_of(model))) == 1
+    x = np.random.default_rng(5).standard_normal((6, 2, INPUT)).astype(np.float32)
+    (expected,) = interpret(import_model(model), [x]).values()
+    for threads in (1, 2, 3):
+        np.testing.assert_allclose(tcompile.compile(model, threads=threads).run([x])["z"], expected, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_runs_of_concurrent_loops_can_be_cancelled(threads):
+    exe = tcompile.compile(bidirectional("LSTM", 1, "time"), threads=threads)
+    long, short = (np.zeros((time, 1, INPUT), np.float32) for time in (400_000, 4))
+    expected = exe.run([short])
+    outcome = []
+
+    def work():
+        try:
+            exe.run([long])
+        except ExecutionError as error:
+            outcome.append(str(error))
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    while worker.is_alive():
+        exe.cancel()
+        worker.join(0.01)
+    assert outcome and outcome[0].startswith("cancelled")
+    for name, array in exe.run([short]).items():
+        np.testing.assert_array_equal(array, expected[name])
