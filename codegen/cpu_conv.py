@@ -34,6 +34,7 @@ from tcompile.ir.target import Target
 from tcompile.ir.tiles import FMA, MANY_ROWS, Step, Tile, accumulator_type, lanes, matrix_fits, tile_cycles
 
 FEW_SUMS = 12  # of a tile: the loop's own operations then take time
+CHANNELS_A_TURN = 8  # of a pointwise kernel's loop over channels
 LINE_BYTES = 64
 MOST_TILES = 256  # of a row, for its tiles to ask for the next weights
 MIN_TASKS = 32  # parallel tasks to aim for; more only cost loop overhead
@@ -414,7 +415,7 @@ class BlockedConv(DirectConv):
     def _channels_a_turn(self, windows: Shape) -> int:
         """How many channels of a pointwise kernel a turn of the loop takes: several where one would have few FMAs."""
         few = self.tile.rows * self.tile.vectors <= FEW_SUMS and all(size == 1 for size in windows)
-        return 2 if few and self.taps[-1] % 2 == 0 else 1
+        return CHANNELS_A_TURN if few and self.taps[-1] % CHANNELS_A_TURN == 0 else 1
 
     @contextmanager
     def _blocks_of_terms(self) -> Iterator[DimLike]:
