@@ -70,18 +70,19 @@ Monomial = tuple[Atom, ...]  # sorted by text; a power is a repeated atom; () is
 class Dim:
     """A polynomial over atoms, never constant. Build one with ``symbol`` and operators."""
 
-    __slots__ = ("_hash", "_text", "terms")
+    __slots__ = ("_hash", "_symbols", "_text", "terms")
 
     def __init__(self, terms: tuple[tuple[Monomial, int], ...]) -> None:
         self.terms = terms
         self._hash = hash(terms)
         self._text: str | None = None
+        self._symbols: frozenset[str] | None = None
 
     def __hash__(self) -> int:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Dim) and self._hash == other._hash and self.terms == other.terms
+        return self is other or (isinstance(other, Dim) and self._hash == other._hash and self.terms == other.terms)
 
     def __str__(self) -> str:
         if self._text is None:
@@ -272,7 +273,9 @@ def symbols(d: DimLike) -> frozenset[str]:
     """Names of all symbols of an expression."""
     if isinstance(d, int):
         return frozenset()
-    return frozenset().union(*(_atom_symbols(atom) for monomial, _ in d.terms for atom in monomial))
+    if d._symbols is None:
+        d._symbols = frozenset().union(*(_atom_symbols(atom) for monomial, _ in d.terms for atom in monomial))
+    return d._symbols
 
 
 def shape_symbols(shape: Iterable[DimLike]) -> frozenset[str]:
@@ -282,7 +285,7 @@ def shape_symbols(shape: Iterable[DimLike]) -> frozenset[str]:
 
 def substitute(d: DimLike, values: Mapping[str, DimLike], ranges: Ranges | None = None) -> DimLike:
     """The expression with symbols replaced, simplified anew under ``ranges``."""
-    if isinstance(d, int):
+    if isinstance(d, int) or (not ranges and symbols(d).isdisjoint(values)):
         return d
 
     def atom_value(atom: Atom) -> DimLike:
