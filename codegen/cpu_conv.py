@@ -25,7 +25,7 @@ from tcompile.codegen.cpu_tile import Accumulator, micro_kernel
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare, index_value, select
 from tcompile.ir import dims
-from tcompile.ir.choices import choose
+from tcompile.ir.choices import Option, choose
 from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.dtypes import F32
 from tcompile.ir.graph import Node
@@ -183,7 +183,8 @@ class DirectConv:
             return None
         per_chunk = max(units * cache // 4 // image, 1)
         again = weights * -(-units // per_chunk) if weights > cache // 2 else weights
-        return per_chunk if again < bundles * image else None
+        options = (Option("channels outside", bundles * image, None), Option("positions outside", again, per_chunk))
+        return choose("convolution order", options)  # by the elements that come from behind the L2 cache
 
     def _per_chunk(self, units: DimLike, bundles: int) -> int:
         images = self.images if isinstance(self.images, int) else 1

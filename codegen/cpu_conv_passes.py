@@ -25,9 +25,9 @@ from tcompile.codegen.cpu_winograd_tiles import LINE_BYTES
 from tcompile.codegen.draft import Draft
 from tcompile.codegen.scalar import compare, const, index_value, select
 from tcompile.ir import dims
+from tcompile.ir.blocking import conv_pass
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.loops import Expr, Load, LoopKind
-from tcompile.ir.tiles import conv_pass
 
 POSITIONS = 64  # of one task, whose inputs of a pass then lie in the L2 cache
 MIN_TASKS = 16
@@ -48,12 +48,11 @@ class ConvInPasses(BlockedConv):
 
     def applies(self) -> bool:
         """Whether one pass over all input blocks would be too long."""
-        if self.reads:
+        if self.reads or self.groups > 1 or not isinstance(self.columns, int):
             return False
-        self.depth = conv_pass(
-            self.target, self.w.shape[1], round(dims.product(self.kernel) * self.useful()) * self.block, self.tile.columns
-        )
-        return self.groups == 1 and self.depth < self.w.shape[1] and isinstance(self.columns, int)
+        terms = round(dims.product(self.kernel) * self.useful()) * self.block
+        self.depth = conv_pass(self.target, self.tile, self.w.shape[1], terms)
+        return self.depth < self.w.shape[1]
 
     def write(self) -> Draft:
         """The whole kernel."""

@@ -18,6 +18,7 @@ from tcompile.codegen.cpu_tile import Accumulator, multiply_add
 from tcompile.codegen.draft import Scope
 from tcompile.codegen.scalar import cast, const
 from tcompile.codegen.templates import Built, template
+from tcompile.ir.blocking import depthwise_columns
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind, Space
@@ -39,12 +40,12 @@ class DepthwiseConv(DirectConv):
         return False
 
     def _choose(self, lane_count: int) -> tuple[Tile, int]:
-        """As many columns as leave registers for a row of the kernel, in equal tiles where the width allows."""
+        """Columns that leave registers for a row of the kernel."""
         most = max(self.target.vector_registers - self.kernel[-1] - 2, 1)
         if not isinstance(self.columns, int):
             return Tile(max(size for size in (8, 4, 2, 1) if size <= most), 1, lane_count), 1
         length = min(max(self.columns, 1), 4 * MANY_ROWS)
-        height = min(range(1, min(most, length) + 1), key=lambda rows: (-(-length // rows), rows))
+        height = depthwise_columns(self.target, length, most, self.kernel[-1], self.core.attrs["strides"][-1])
         return Tile(height, 1, lane_count), 1
 
     def _tile(self, image: DimLike, block: DimLike, blocks: int, height: int, row: Shape, start: DimLike) -> None:

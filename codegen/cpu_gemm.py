@@ -23,6 +23,7 @@ from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import compare, const, index_value
 from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
+from tcompile.ir.blocking import task_rows
 from tcompile.ir.choices import choose
 from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.dtypes import DType
@@ -44,11 +45,9 @@ from tcompile.ir.tiles import (
     lanes,
     matrix_fits,
     side_by_side,
-    step_cycles,
+    tile_cycles,
 )
 
-CHUNK_ROWS = 128  # rows of one task where there are many
-FEWEST_ROWS = 32  # of a task, so that they stay in the L2 cache: fewer would read B too often
 LINE_BYTES = 64
 Right = Callable[[DimLike, int, DimLike], Expr]
 
@@ -82,6 +81,7 @@ class Gemm:
         self.draft.tags["tile"] = f"{self.tile.rows}x{self.tile.vectors}x{self.tile.lanes}"
 
     combine: Callable[[Expr, Expr, Expr], Expr] | None = None
+    is_packed = True  # B lies in panels beforehand
 
     # To be given by subclasses ------------------------------------------------------------------------
 
@@ -142,11 +142,9 @@ class Gemm:
         return tiles, per_chunk, dims.maximum(dims.ceildiv(tiles, per_chunk, ranges), 1, ranges)
 
     def _fitting(self) -> int:
-        """Tiles of rows that stay in the L2 cache while panels pass."""
-        terms, rows = self.problem.terms, CHUNK_ROWS
-        if isinstance(terms, int) and terms:
-            cached = self.target.l2_bytes // (terms * self.problem.dtype.bytes) - 2 * self.tile.columns  # beside this panel and the next
-            rows = min(rows, cached) if cached >= FEWEST_ROWS else rows
+        """Tiles of rows that one task does with a panel."""
+        terms = self.problem.terms if isinstance(self.problem.terms, int) else 0
+        rows = task_rows(self.target, self.tile, terms, self.problem.dtype.bytes, packed=self.is_packed)
         return max(rows // self.tile.rows, 1)
 
     def _rest(self, tiles: DimLike, chunk: DimLike, chunks: DimLike, emit: Callable) -> None:
@@ -322,6 +320,8 @@ class PackedGemm(Gemm):
 class BatchedGemm(Gemm):
     """dot_general: both operands are computed; panels of B are packed into scratch."""
 
+    is_packed = False
+
     def _problem(self) -> Problem:
         a, b = self.core.inputs
         batch, contract = self.core.attrs["batch"], self.core.attrs["contract"]
@@ -333,7 +333,8 @@ class BatchedGemm(Gemm):
 
     def _tile(self) -> Tile:
         columns = self.problem.columns if isinstance(self.problem.columns, int) else 1 << 20
-        return best_tile(self.target, self.problem.rows, columns, lanes(self.target, self.problem.dtype))
+        terms = self.problem.terms if isinstance(self.problem.terms, int) else 0
+        return best_tile(self.target, self.problem.rows, columns, lanes(self.target, self.problem.dtype), terms=terms)
 
     def left(self, batch: DimLike, row: DimLike, term: DimLike) -> Expr:
         return self.draft.element(self.core.inputs[0], self._index(0, batch, row, term))
@@ -399,10 +400,12 @@ def packed_tile(target: Target, problem: Problem, width: int, step: Step = FMA, 
     symbolic = not isinstance(problem.rows, int)
     limit = (FEW_ROWS if few else MANY_ROWS) if symbolic else max(int(problem.rows), 1)
 
+    terms = max(_extent(problem.terms), 1)
+
     def cycles(rows: int, vectors: int) -> float:
         full, rest = divmod(limit, rows)
-        work = full * step_cycles(target, rows, vectors, step) + (step_cycles(target, rest, vectors, step) if rest else 0)
-        return work / vectors
+        work = full * tile_cycles(target, rows, vectors, terms, step) + (tile_cycles(target, rest, vectors, terms, step) if rest else 0)
+        return work / terms / vectors
 
     options = (
         Tile(rows, vectors, lane_count).option(cycles(rows, vectors))

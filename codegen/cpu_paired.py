@@ -21,10 +21,11 @@ from tcompile.codegen.cpu_tile import Accumulator
 from tcompile.codegen.nest import Nest
 from tcompile.codegen.scalar import const, op
 from tcompile.ir import dims
+from tcompile.ir.blocking import conv_pass
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.dtypes import I32
 from tcompile.ir.loops import Expr, Load, LoopKind, Space
-from tcompile.ir.tiles import PAIRS, Tile, conv_pass
+from tcompile.ir.tiles import PAIRS, Tile
 
 Initial = Callable[[int, int, DimLike], Expr]
 _FEWEST_BUNDLES = 4  # of a task: each finds the products of its inputs again
@@ -92,7 +93,7 @@ class PairedConv(InterleavedConv, ConvInPasses):
     # Tasks --------------------------------------------------------------------------------------------
 
     def _units_of_chunk(self, units: DimLike) -> int:
-        self.depth = conv_pass(self.target, self.w.shape[1], dims.product(self.kernel) * self.w.shape[-3], self.tile.columns)
+        self.depth = conv_pass(self.target, self.tile, self.w.shape[1], dims.product(self.kernel) * self.w.shape[-3] // 2, PAIRS)
         most = super()._units_of_chunk(units)
         return -(-units // -(-units // most))
 

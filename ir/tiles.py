@@ -20,7 +20,7 @@ _HALVES_GAIN = 1.5  # products of halves for each of floats: a word's two take t
 _MEMORY_BYTES_PER_CYCLE = 6.0  # of one core
 _L2_BYTES_PER_CYCLE = 24.0  # into the L1 cache
 MOST_ROWS = 8  # of a matrix at a time: more, at strides of whole pages, evict each other from the L1 cache
-_NEAR_BYTES_PER_CYCLE = 10.0  # from behind the L1 cache
+_NEAR_BYTES_PER_CYCLE = 16.0  # from behind the L1 cache, asked for some time before
 _WEIGHT_BYTES_PER_CYCLE = 12.0  # of a block of Winograd's tiles, from behind the L2 cache
 _PLANE_BYTES_PER_CYCLE = 16.0  # of its transformed values, to there and back
 _LEAST_TOGETHER, _MOST_TOGETHER = 12, 64  # tiles of a block
@@ -28,7 +28,7 @@ _GROUP = 64  # outputs whose products are there at a time
 _TILE_CYCLES = 5.0  # around the loop over terms of a tile
 _FULL_CYCLES = 25.0  # more where results fill most registers: the next tile's loop then does not begin before this one's end
 _FULL = 0.6  # of the registers
-_LOAD_SHARE = 0.9  # of the loads that could be
+LOAD_SHARE = 0.9  # of the loads that could be
 _STREAM_CYCLES = 0.12  # of a step, for each stream of weights above two
 _LISTED_ROWS = 8  # each at an address of its own, in a register
 MANY_ROWS = 64  # what a symbolic number of rows is planned for
@@ -170,7 +170,7 @@ def step_cycles(target: Target, height: int, width: int, step: Step = FMA) -> fl
     loads = (height + width) * step.words
     issued = (height * width * step.operations + loads) / target.issue_width
     multiplies = math.ceil(height * width / target.fma_ports) * step.slots
-    busy = max(multiplies, latency + 0.3, loads / (_LOAD_SHARE * target.load_ports), issued)
+    busy = max(multiplies, latency + 0.03, loads / (LOAD_SHARE * target.load_ports), issued)
     return busy + 0.2
 
 
@@ -180,7 +180,10 @@ def attention_tiles(target: Target, rows: DimLike, keys: int, columns: int, dept
     limit = rows if isinstance(rows, int) and rows else 2 * MANY_ROWS
 
     def cycles(height: int, width: int, extent: int, terms: int) -> float:
-        return -(-limit // height) * -(-extent // (width * lane_count)) * tile_cycles(target, height, width, terms)
+        read, around = width * target.vector_bytes, around_cycles(target, height, width)
+        far = 4 * extent * terms > target.l1_bytes // 2  # all panels are read for each few rows
+        each = max(step_cycles(target, height, width), read / _L2_BYTES_PER_CYCLE if far else 0.0)
+        return -(-limit // height) * -(-extent // (width * lane_count)) * (each * terms + around)
 
     def option(height: int, widths: list[int]) -> Option[tuple[Tile, Tile]]:
         first = min(widths, key=lambda width: cycles(height, width, keys, depth))
@@ -191,7 +194,7 @@ def attention_tiles(target: Target, rows: DimLike, keys: int, columns: int, dept
     def held(height: int, width: int) -> bool:
         return fits(target, height, width) or (height == 1 and row_fits(target, width))
 
-    heights = range(1, min(limit, target.vector_registers) + 1)
+    heights = range(min(limit, target.vector_registers), 0, -1)  # the more rows, the less often are panels read
     fitting = ((height, [width for width in range(1, 9) if held(height, width)]) for height in heights)
     return choose("attention tiles", (option(height, widths) for height, widths in fitting if widths))
 
@@ -260,13 +263,6 @@ def gathered_cycles(target: Target, positions: int, entries: int, parts: int, de
     products = entries * parts * depth * taps * outputs / (target.fma_ports * target.float_lanes)
     found = positions * parts * taps * outputs * 4 / _L2_BYTES_PER_CYCLE
     return 1.06 * products + found
-
-
-def conv_pass(target: Target, blocks: int, terms: int, columns: int) -> int:
-    """How many of ``blocks`` input blocks, of ``terms`` terms each, to sum over at a time: the weights of ``columns`` output
-    channels should fill half of the L1 cache."""
-    most = max(target.l1_bytes // 2 // (terms * columns * 4), 1)
-    return -(-blocks // -(-blocks // most))
 
 
 def winograd_together(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from tcompile.ir.choices import Option, choose
 from tcompile.ir.dims import ceildiv
 from tcompile.ir.dtypes import F32, I16
 from tcompile.ir.graph import Node, Value
@@ -29,9 +30,11 @@ def assign_whole_winograd(node: Node, weights: np.ndarray, forms: Forms) -> bool
         return False
     block = forms.block
     outputs, inputs = (-(-channels // block) * block for channels in weights.shape[:2])
-    direct = halves_cycles(forms.target, size[0] * size[1], 9, inputs, outputs)
-    form, cycles = min(((form, _cycles(form, forms, size, inputs, outputs)) for form in WHOLE.values()), key=lambda choice: choice[1])
-    if cycles > _MARGIN * direct:
+    options = [Option("direct", _MARGIN * halves_cycles(forms.target, size[0] * size[1], 9, inputs, outputs), None)]
+    for form in WHOLE.values():
+        options.append(Option(f"whole winograd {form.outputs}", _cycles(form, forms, size, inputs, outputs), form))
+    form = choose("convolution", options)
+    if form is None:
         return False
     u = form.transform_weights(weights.astype(np.float64))[:, :, 0]  # [values, O, I], whole numbers
     if not _fits(form, u, code_range(x, forms)):

@@ -5,6 +5,7 @@ import pytest
 
 from tcompile.ir import dims
 from tcompile.ir.build import Builder
+from tcompile.ir.choices import forcing
 from tcompile.ir.dims import Range
 from tcompile.ir.dtypes import F32, I8, I32, U8
 from tests.codegen.template_runs import check_template, kernels_of
@@ -117,7 +118,7 @@ def test_border_of_unknown_size():
     assert check_template(b.graph([y], ["y"]), {"x": normal(2, 1, 4, 9, 16)}) == ["conv"]
 
 
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize(("batch", "passes"), [(1, 3), (2, 8)])
 @pytest.mark.parametrize(
     ("inputs", "outputs", "spatial", "kernel", "strides", "pad"),
     [
@@ -129,7 +130,7 @@ def test_border_of_unknown_size():
         (90, 3, (40,), (5,), (1,), 0),
     ],
 )
-def test_passes_over_many_channels(inputs, outputs, spatial, kernel, strides, pad, batch):
+def test_passes_over_many_channels(inputs, outputs, spatial, kernel, strides, pad, batch, passes):
     b = Builder()
     x = b.input("x", F32, (batch, inputs, *spatial, 8))
     y = blocked(b, x, normal(outputs, inputs, *kernel, 8, 8), strides)
@@ -139,8 +140,9 @@ def test_passes_over_many_channels(inputs, outputs, spatial, kernel, strides, pa
         border = (0, 0, *(pad,) * len(spatial), 0)
         y = b.emit("pad", y, b.constant(0.5, F32), low=border, high=border, mode="constant")
     graph = b.graph([y], ["y"])
-    assert check_template(graph, {"x": normal(*x.shape)}) == ["conv"]
-    assert any("passes" in kernel.tags for kernel in kernels_of(graph))
+    with forcing({"convolution passes": f"{-(-inputs // passes)} blocks"}):
+        assert check_template(graph, {"x": normal(*x.shape)}) == ["conv"]
+        assert any("passes" in kernel.tags for kernel in kernels_of(graph))
 
 
 @pytest.mark.parametrize("inputs", [2, 80])
@@ -163,7 +165,8 @@ def test_windows_of_sections(kernel, windows, outputs, inputs):
     ones = (1,) * len(kernel)
     flat = tuple(number for window in windows for number in window)
     y = b.emit("conv_blocked", x, b.constant(w), strides=ones, dilation=ones, groups=1, windows=flat, dtype=F32)
-    assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}) == ["conv"]
+    with forcing({"convolution passes": "16 blocks"}):
+        assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}) == ["conv"]
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -187,8 +190,9 @@ def test_passes_of_an_unknown_batch_and_height(n):
     x = b.input("x", F32, (dims.symbol("n"), 40, dims.symbol("h"), 10, 8))
     y = blocked(b, x, normal(2, 40, 3, 3, 8, 8)) if n != 1 else blocked(b, x, normal(2, 40, 1, 3, 8, 8))
     graph = b.graph([y], ["y"])
-    assert check_template(graph, {"x": normal(n, 40, 3 + 2 * n, 10, 8)}) == ["conv"]
-    assert any("passes" in kernel.tags for kernel in kernels_of(graph))
+    with forcing({"convolution passes": "10 blocks"}):
+        assert check_template(graph, {"x": normal(n, 40, 3 + 2 * n, 10, 8)}) == ["conv"]
+        assert any("passes" in kernel.tags for kernel in kernels_of(graph))
 
 
 def test_a_large_image_goes_chunk_by_chunk():
