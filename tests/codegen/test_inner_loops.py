@@ -51,12 +51,12 @@ def _gathered(b):
 LAYERS = {
     "pointwise": (_conv(kernel=1), "conv", 10),
     "strided": (_conv(stride=2), "conv", 10),
-    "winograd": (_conv(32), "winograd", 12),
-    "winograd of 49 tiles": (_conv(28), "winograd", 12),
-    "winograd of few channels": (_conv(28, 24), "winograd", 12),
+    "winograd": (_conv(32), "winograd", 8),
+    "winograd of 49 tiles": (_conv(28), "winograd", 8),
+    "winograd of few channels": (_conv(28, 24), "winograd", 8),
     "gathered": (_gathered, "gathered", 12),
     "5x5": (_conv(kernel=5, stride=2), "conv", 10),
-    "stem": (_conv(112, 3, 7, 2), "conv", 10),
+    "stem": (_conv(112, 3, 7, 2), "conv", 8),
     "depthwise": (_conv(groups=64), "depthwise", 20),
     "depthwise strided": (_conv(groups=64, stride=2), "depthwise", 20),
     "matrix": (_dot(128), "gemm", 12),
@@ -72,6 +72,8 @@ def test_the_busiest_loop(name, layer):
     graph = optimise(b.graph([build(b)], ["y"]), target)
     *_, kernel = (k for k in program_kernels(lower(graph, target)) if k.tags.get("template") == template)
     loops = inner_loops(assembly(emit_kernel(kernel, target), target), target.arch)
+    if template == "winograd":  # its transforms have FMAs too, among more of other instructions
+        loops = [loop for loop in loops if loop.fmas > 0.4 * loop.instructions]
     busiest = max(loops, key=lambda loop: (loop.fmas, -loop.instructions))
     assert busiest.fmas >= least, busiest
     # beside each FMA a broadcast, where a tile is one vector wide; its weights, and three instructions of the loop itself
