@@ -19,7 +19,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST_THREADS = 1024, PARTS_PER_THREAD = 6, SPIN_NS = 100000, SPINS_PER_CLOCK = 64 };
+enum { MOST_THREADS = 1024, PARTS_PER_THREAD = 6, SPINS_PER_CLOCK = 64 };
+enum { SPIN_NS = 100000, BUSY_SPIN_NS = 2000000 }; /* before a thread sleeps: after a job, and while one runs that the next may follow */
 
 /* Of a ticket, from its low bits: the parts of each share, the shares, the job's number. Of `taken` and `done` there are the
  * number and a count below it; of `done` a bit that says that a part failed. */
@@ -180,13 +181,18 @@ static void work(tc_pool *pool, int32_t self, word ticket) {
     tc_wake(&pool->finished, 1);
 }
 
+static int has_spun(tc_pool *pool, int64_t start) {
+    int64_t spent = tc_now() - start;
+    return spent > BUSY_SPIN_NS || (spent > SPIN_NS && atomic_load_explicit(&pool->owner, memory_order_relaxed) == 0);
+}
+
 /* The ticket that follows: spins for it, then sleeps. */
 static word await_ticket(tc_pool *pool, struct worker *worker, word old) {
     word now;
     int64_t start = tc_now();
     for (int spins = 1; (now = atomic_load_explicit(&pool->ticket, memory_order_acquire)) == old; spins++) {
         tc_relax();
-        if (spins % SPINS_PER_CLOCK == 0 && tc_now() - start > SPIN_NS) break;
+        if (spins % SPINS_PER_CLOCK == 0 && has_spun(pool, start)) break;
     }
     while (now == old) {
         atomic_store(&worker->asleep, 1);
