@@ -21,7 +21,7 @@ UNFAITHFUL = 1e-4  # above this, a framework's export is no longer the framework
 
 
 def verify_public(model: Model) -> dict:
-    """Against the float64 interpreter and ONNX Runtime, and golden data where there is some; beside it what Winograd's algorithm costs."""
+    """Against the float64 interpreter and ONNX Runtime, and golden data where there is some; beside it what fast algorithms cost."""
     path, (inputs, golden) = str(model.path), golden_data(model)
     executable = tcompile.compile(path, host_ops=False)
     expected = reference(path, sizes=model.inputs.sizes, inputs=inputs, draws=model.inputs.draws)
@@ -30,7 +30,7 @@ def verify_public(model: Model) -> dict:
     detail = (
         f"error {worst.error:.2g} of {worst.largest:.3g}, ONNX Runtime's {'-' if worst.peer_error is None else f'{worst.peer_error:.2g}'}"
     )
-    if any(call["record"].get("template") == "winograd" for call in executable.report()["calls"]):
+    if any(call["record"].get("template") in ("winograd", "strassen") for call in executable.report()["calls"]):
         direct = {row.output: row.error for row in expected.compare(tcompile.compile(path, host_ops=False, winograd=False))}
         detail += f", without Winograd {direct[worst.output]:.2g}"
     allowed = LIGHT_TOLERANCE if model.group == "light" else 0.0

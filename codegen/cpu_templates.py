@@ -7,6 +7,7 @@ from tcompile.codegen import (
     cpu_gathered,
     cpu_gemm,
     cpu_interleaved,
+    cpu_strassen,
     cpu_trees,
     cpu_winograd,
     cpu_winograd_whole,
@@ -21,6 +22,7 @@ ALL = (
     cpu_winograd_whole.whole_winograd,
     cpu_conv_kinds.interleaved_conv,
     cpu_interleaved.interleaved_gemm,
+    cpu_strassen.strassen,
     cpu_trees.trees,
     cpu_gathered.gathered,
 )

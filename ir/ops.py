@@ -21,6 +21,7 @@ from tcompile.ir import (
     ops_movement,
     ops_order,
     ops_reduction,
+    ops_strassen,
     ops_structure,
     ops_trees,
     ops_winograd,
@@ -31,7 +32,7 @@ from tcompile.ir.opspec import KINDS, REGISTRY, OpSpec, RuleError
 
 SUBJECTS = (
     ops_structure, ops_movement, ops_indexing, ops_order, ops_contraction, ops_reduction, ops_control, ops_layout, ops_interleaved,
-    ops_winograd, ops_gathered, ops_trees,
+    ops_winograd, ops_strassen, ops_gathered, ops_trees,
 )  # fmt: skip
 
 

@@ -24,6 +24,8 @@ _NEAR_BYTES_PER_CYCLE = 16.0  # from behind the L1 cache, asked for some time be
 _WEIGHT_BYTES_PER_CYCLE = 12.0  # of a block of Winograd's tiles, from behind the L2 cache
 _PLANE_BYTES_PER_CYCLE = 16.0  # of its transformed values, to there and back
 _LEAST_TOGETHER, _MOST_TOGETHER = 12, 64  # tiles of a block
+_MOST_PAIRS = 50  # of positions in a block of Strassen's algorithm
+_FEWEST_POSITIONS = 24  # for it to fill register tiles
 _GROUP = 64  # outputs whose products are there at a time
 _TILE_CYCLES = 5.0  # around the loop over terms of a tile
 _FULL_CYCLES = 25.0  # more where results fill most registers: the next tile's loop then does not begin before this one's end
@@ -285,6 +287,17 @@ def winograd_together(
     return choose("winograd blocks", map(option, _block_counts(tiles, shared=outputs >= 2 * _GROUP)))
 
 
+def strassen_together(target: Target, pairs: DimLike, inputs: int) -> int:
+    """How many pairs of positions Strassen's algorithm sums together, in equal blocks: many, for each weight comes from behind the
+    L2 cache for each block, while its sums are read one value's at a time. ``inputs`` counts the channels of a half."""
+    most = max(min(4 * target.l2_bytes // (7 * 4 * inputs), _MOST_PAIRS), _MOST_PAIRS // 2)
+    if not isinstance(pairs, int):
+        return most
+    number = max(-(-pairs // most), 1)
+    number += number % 2 if 1 < number < _MANY_TASKS else 0  # few are as many for each of two threads
+    return max(-(-pairs // number), 1)
+
+
 def winograd_tile(
     target: Target, tiles: DimLike, together: int, inputs: int, outputs: int, per_block: int, lane_count: int, step: Step = FMA
 ) -> tuple[Tile, int]:
@@ -377,3 +390,20 @@ def direct_cycles(target: Target, positions: int, taps: int, inputs: int, output
     """Estimated cycles of a direct convolution by a kernel of ``taps`` elements on one core."""
     products = positions * taps * inputs * outputs / (target.fma_ports * target.float_lanes)
     return max(products * 1.05, taps * 4 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)
+
+
+def pointwise_cycles(target: Target, positions: int, inputs: int, outputs: int, *, strided: bool) -> float:
+    """``direct_cycles`` of a pointwise convolution; strided ones gather their inputs again for each tile."""
+    return direct_cycles(target, positions, 1, inputs, outputs) * (1.1 if strided else 1.0)
+
+
+def strassen_cycles(target: Target, positions: int, inputs: int, outputs: int) -> float:
+    """Estimated cycles of a pointwise convolution by Strassen's algorithm on one core: products of shorter sums, the sums around
+    them, and the weights from memory."""
+    if positions < _FEWEST_POSITIONS:
+        return math.inf
+    positions += positions % 2
+    products = positions * inputs * outputs * 7 / 8 / (target.fma_ports * target.float_lanes)
+    sums = positions * (inputs * 3.5 + outputs * 7) / target.float_lanes
+    more = 3 * inputs * outputs / _WEIGHT_BYTES_PER_CYCLE / 2  # of the weights, some of which others hide
+    return max(products * 1.09 + sums + more, 7 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)

@@ -21,12 +21,14 @@ RECOMPUTE_BUDGET = 4.0  # extra work per root element that a kernel may spend ra
 MAX_MEMBERS = 64  # larger kernels gain nothing and compile slowly
 CONTRACTIONS = {
     "dot_general": "dot", "dot_packed": "dot", "conv_blocked": "conv", "depthwise_blocked": "conv", "conv_stem": "conv",
-    "conv_winograd": "conv", "conv_winograd_whole": "conv", "dot_interleaved": "dot", "conv_interleaved": "conv",
+    "conv_winograd": "conv", "conv_strassen": "conv", "conv_winograd_whole": "conv", "dot_interleaved": "dot", "conv_interleaved": "conv",
 }  # fmt: skip
 
 PLAIN_CONTRACTIONS = {**CONTRACTIONS, "conv": "conv"}  # where convolutions keep ONNX's layout
 
-BORDER_WRITERS = frozenset({"conv_blocked", "conv_stem", "conv_interleaved", "conv_winograd", "conv_winograd_whole", "depthwise_blocked"})
+BORDER_WRITERS = frozenset(
+    {"conv_blocked", "conv_stem", "conv_interleaved", "conv_winograd", "conv_winograd_whole", "conv_strassen", "depthwise_blocked"}
+)
 
 
 class Kind(StrEnum):

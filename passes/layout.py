@@ -27,7 +27,8 @@ class AssignLayouts:
     """The pass. The target's registers decide how wide the panels of a packed matrix are.
 
     ``winograd`` allows Winograd's algorithm for convolutions of f32: its sums round up to a few times as much as a
-    direct one's, by the size of its tile, and a NaN or infinity in an input reaches all results of the tile.
+    direct one's, by the size of its tile, and a NaN or infinity in an input reaches all results of the tile. So it does Strassen's
+    for pointwise ones, of twice the rounding.
     """
 
     target: Target

@@ -3,7 +3,8 @@
     conv(x, w)  -->  conv_blocked(pad(pack(x)), w')          channels in blocks of B
                      depthwise_blocked(pad(pack(x)), w')     one input and one output channel per group
                      conv_stem(pad(x), w')                   few input channels: plain input, blocked output
-                     conv_winograd(pad(pack(x)), u)          3x3 at stride 1 where the products outweigh the transforms
+                     conv_winograd(pad(pack(x)), u)          3x3 and others where the products outweigh the transforms
+                     conv_strassen(pack(x), u)               pointwise, many channels
 
 Narrow groups (4 to 8 channels in and out) are joined until a block is full: the weights between them are zero, and
 kernels skip blocks of them.
@@ -20,6 +21,7 @@ from tcompile.ir.graph import Node, Value
 from tcompile.passes.layout_forms import Forms, pack_array, padded_to
 from tcompile.passes.layout_integer import conv_interleaved, word_parts
 from tcompile.passes.layout_joined import joined_input
+from tcompile.passes.layout_strassen import assign_strassen
 from tcompile.passes.layout_transposed import assign_transposed
 from tcompile.passes.layout_whole import assign_whole_winograd
 from tcompile.passes.layout_winograd import assign_winograd, winograd_form
@@ -66,8 +68,10 @@ def _assign(node: Node, forms: Forms, weights: np.ndarray) -> bool:
         if form is not None:
             assign_winograd(node, weights, form, forms)
             return True
-        padded = _padded(b, forms.finite(x), node, lanes=True)
         packed = pack_weights(weights, forms.block)
+        if forms.winograd and not parted and assign_strassen(node, packed, forms):
+            return True
+        padded = _padded(b, forms.finite(x), node, lanes=True)
         reads = read_blocks(packed) if parted else ()
         result = b.emit("conv_blocked", padded, b.constant(packed), groups=groups, reads=reads, **common)
     forms.set_blocked(node.output, result, 0.0)  # zero weights, zero lanes

@@ -57,7 +57,7 @@ class Options:
     ``cache`` keeps compiled kernels; ``memory`` is how many bytes of computed weights are held, more go to temporary files;
     ``bounds`` checks every access of compiled code, which is slow and finds bugs of the compiler: a run that leaves a buffer stops;
     ``host_ops`` allows operators that Python runs (strings, images, sequences of run-time length); ``winograd`` allows convolutions
-    of float32 by Winograd's algorithm on CPUs, which is faster, rounds more, and spreads a NaN over the outputs of its tile.
+    of float32 by Winograd's and Strassen's algorithms on CPUs, which are faster, round more, and spread a NaN over a few outputs.
     On GPUs, ``precision`` says what the factors of float32 products may be rounded to ("f32", "tf32", "fp16", "bf16"), None as the
     target says; ``device_code`` False keeps the kernels' text alone, for emulation.
     """

@@ -271,6 +271,24 @@ def test_3x3_at_stride_2_goes_through_winograd(strides, dilation, expected):
     assert [node.op for node in done.nodes].count("conv_winograd") == expected
 
 
+@pytest.mark.parametrize(
+    ("channels", "outputs", "pad", "winograd", "expected"),
+    [(512, 512, 0, True, 1), (512, 512, 0, False, 0), (512, 32, 0, True, 0), (504, 512, 0, True, 0), (512, 512, 1, True, 0)],
+)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_pointwise_of_many_channels_goes_through_strassen(channels, outputs, pad, winograd, expected, stride):
+    b = Builder()
+    x = b.input("x", F32, (1, channels, 15, 13))
+    attrs = {"strides": (stride,) * 2, "lhs_dilation": (1, 1), "dilation": (1, 1), "low": (pad, pad), "high": (pad, pad), "groups": 1}
+    y = b.emit("conv", x, b.constant(normal(outputs, channels, 1, 1)), **attrs, dtype=F32)
+    graph, array = b.graph([y], ["y"]), {"x": normal(1, channels, 15, 13)}
+    done = AssignLayouts(named_target("x86-64-v3"), winograd=winograd).apply(graph)
+    verify(done)
+    got, want = interpret(done, array)["y"], interpret(graph, array)["y"]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+    assert [node.op for node in done.nodes].count("conv_strassen") == expected
+
+
 @pytest.mark.parametrize("size", [5, 24])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_joined_channels_stay_in_their_lanes(kernel, size):

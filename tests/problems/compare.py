@@ -18,7 +18,17 @@ from tcompile.ir.winograd import form_of
 BITS = {"constant", "dim", "bind_dim", "iota", "rng_bits", "bitcast", "broadcast", "reshape", "transpose", "slice", "pad", "concat"}
 BITS |= {"gather", "gather_nd", "gather_elements", "sort", "compact", "arg_reduce", "pack", "unpack", "if"}
 FUSED_ULP = 16  # a few functions and a sum after each other
-LINEAR = {"dot_general", "conv", "dot_packed", "conv_blocked", "conv_stem", "depthwise_blocked", "conv_winograd", "conv_gathered"}
+LINEAR = {
+    "dot_general",
+    "conv",
+    "dot_packed",
+    "conv_blocked",
+    "conv_stem",
+    "depthwise_blocked",
+    "conv_winograd",
+    "conv_strassen",
+    "conv_gathered",
+}
 
 
 def assert_close(got: np.ndarray, expected: np.ndarray, node: Node, operands: Sequence[np.ndarray] | None) -> None:
@@ -79,6 +89,8 @@ def _sum_of_magnitudes(node: Node, operands: Sequence[np.ndarray]) -> np.ndarray
         wide[1] = operands[1]
         (sums,) = evaluate(node.op, [array if array.dtype != np.float64 else array.astype(np.float32) for array in wide], {"pool": "none"})
         return sums if node.attrs["pool"] == "none" else sums.max(axis=1)
+    if node.op == "conv_strassen":  # two inputs a sum, up to four values a result
+        return 8 * terms(node, operands) * wide[0].max(initial=0) * wide[1].max(initial=0)
     attrs = {**node.attrs, "dtype": dtypes.F64} if "dtype" in node.attrs else node.attrs
     return evaluate(node.op, wide, attrs)[0]
 

@@ -106,6 +106,16 @@ def strided_conv_winograd(case: Case, dtype: DType, kernel: str, axes: int) -> N
     case.emit("conv_winograd", x, u, **attrs, dtype=dtype)
 
 
+@problem("conv_strassen", [dtypes.F32, dtypes.F64], rank=[1, 2, 3])
+def conv_strassen(case: Case, dtype: DType, rank: int) -> None:
+    """Even and odd numbers of positions, strides."""
+    space, strides = (tuple(draw() for _ in range(rank)) for draw in (lambda: case.integer(1, 9), lambda: case.choice((1, 1, 2, 3))))
+    inputs, outputs, block = case.choice((1, 3)), case.choice((1, 2)), case.choice((8, 16))
+    x = case.operand(dtype, (case.extent(among=(0, 1, 2)), 2 * inputs, *space, block))
+    u = case.operand(dtype, (7, outputs, 1, inputs, block, block), constant=0.5)
+    case.emit("conv_strassen", x, u, strides=strides, dtype=dtype)
+
+
 WORDS = {2: (dtypes.I16, dtypes.I16), 4: (dtypes.U8, dtypes.I8)}
 
 
