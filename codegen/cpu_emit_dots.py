@@ -3,6 +3,7 @@
 dot2    vpmaddwd and an addition, which instruction selection makes one vpdpwssd where there is VNNI
 dot4    vpdpbusd (AVX-VNNI, AVX512-VNNI), usdot (i8mm)
 add2    vpaddw, or its like
+pairs4  vpmaddubsw
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from tcompile.codegen.cpu_emit_casts import Casts
 from tcompile.codegen.cpu_emit_values import Value, vector
 from tcompile.ir.dtypes import I32, DType
 
+_PMADDUBS = {4: "ssse3.pmadd.ub.sw.128", 8: "avx2.pmadd.ub.sw", 16: "avx512.pmaddubs.w.512"}
 _PMADD = {4: "sse2.pmadd.wd", 8: "avx2.pmadd.wd", 16: "avx512.pmaddw.d.512"}
 VNNI = frozenset({"avx512vnni", "avxvnni"})
 
@@ -57,6 +59,31 @@ def add2(casts: Casts, dtype: DType, a: Value, b: Value) -> Value:
     low = ops.binary(fn, "and", "i32", ops.binary(fn, "add", "i32", a, b), Value("65535"))
     tops = (ops.binary(fn, "and", "i32", value, Value("-65536")) for value in (a, b))
     return ops.binary(fn, "or", "i32", ops.binary(fn, "add", "i32", *tops), low)
+
+
+def pairs4(casts: Casts, dtype: DType, a: Value, b: Value) -> Value:
+    """The products of the unsigned bytes of a and the signed ones of b, two and two added into halves, which saturate."""
+
+    def whole(a: Value, b: Value) -> Value:
+        lanes = ops.width(a, b)
+        if casts.arch != "x86_64" or lanes not in _PMADDUBS:
+            return _pairs_by_parts(casts, a, b)
+        left, right = (_parts(casts, value, lanes, 8) for value in (a, b))
+        halves, bytes_, depth = vector("i16", 2 * lanes), f"<{4 * lanes} x i8>", max(left.depth, right.depth)
+        text = f"call {halves} @llvm.x86.{_PMADDUBS[lanes]}({bytes_} {left.name}, {bytes_} {right.name})"
+        text = f"bitcast {halves} {casts.fn.pure(text, depth)} to {vector('i32', lanes)}"
+        return Value(casts.fn.pure(text, depth), depth, lanes)
+
+    return ops.pieces(casts.fn, "i32", casts.lanes_of(I32), whole, a, b)
+
+
+def _pairs_by_parts(casts: Casts, a: Value, b: Value) -> Value:
+    fn, halves = casts.fn, []
+    for mask in ("65535", "-65536"):
+        total = _by_parts(casts, ops.binary(fn, "and", "i32", a, Value(mask)), b, Value("0"), 8, signed=False)
+        least = ops.call(fn, "smax", "i32", total, Value("-32768"))
+        halves.append(ops.binary(fn, "and", "i32", ops.call(fn, "smin", "i32", least, Value("32767")), Value("65535")))
+    return ops.binary(fn, "or", "i32", halves[0], ops.binary(fn, "shl", "i32", halves[1], Value("16")))
 
 
 def _parts(casts: Casts, value: Value, lanes: int, bits: int) -> Value:

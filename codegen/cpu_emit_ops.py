@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from tcompile.codegen import cpu_emit_lanes as ops
 from tcompile.codegen.cpu_emit_casts import Casts
-from tcompile.codegen.cpu_emit_dots import add2, dot2, dot4
+from tcompile.codegen.cpu_emit_dots import add2, dot2, dot4, pairs4
 from tcompile.codegen.cpu_emit_values import Value, literal, register_type
 from tcompile.ir.dtypes import BOOL, DType
 
@@ -219,6 +219,7 @@ OPS: dict[str, Emit] = {
     "dot2": dot2,
     "dot4": dot4,
     "add2": add2,
+    "pairs4": pairs4,
 }
 
 

@@ -2,6 +2,7 @@
 
 from tcompile.codegen import (
     cpu_attention,
+    cpu_bytes,
     cpu_conv_kinds,
     cpu_depthwise,
     cpu_gathered,
@@ -23,6 +24,7 @@ ALL = (
     cpu_conv_kinds.interleaved_conv,
     cpu_interleaved.interleaved_gemm,
     cpu_strassen.strassen,
+    cpu_bytes.bytes_conv,
     cpu_trees.trees,
     cpu_gathered.gathered,
 )

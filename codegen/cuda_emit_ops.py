@@ -137,9 +137,12 @@ def _dot(name: str) -> Emit:
     return emit
 
 
-def _halves(dtype: DType, uses: Uses, a: str, b: str) -> str:
-    uses("tc_add2")
-    return f"tc_add2({a}, {b})"
+def _halves(name: str) -> Emit:
+    def emit(dtype: DType, uses: Uses, a: str, b: str) -> str:
+        uses(f"tc_{name}")
+        return f"tc_{name}({a}, {b})"
+
+    return emit
 
 
 def _isinf(dtype: DType, uses: Uses, a: str) -> str:
@@ -168,7 +171,8 @@ OPS: dict[str, Emit] = {
     "fma": _function("fma"),
     "dot2": _dot("dot2"),
     "dot4": _dot("dot4"),
-    "add2": _halves,
+    "add2": _halves("add2"),
+    "pairs4": _halves("pairs4"),
     "and": _bitwise("&"),
     "or": _bitwise("|"),
     "xor": _bitwise("^"),

@@ -90,6 +90,19 @@ DEVICE int tc_add2(int a, int b)
     return (int)((((unsigned)a & 0xffff0000u) + ((unsigned)b & 0xffff0000u)) | low);
 }
 """,
+    "tc_pairs4": """
+// the products of the unsigned bytes of a and the signed ones of b, two and two added into 16 bits, which saturate
+DEVICE int tc_pairs4(int a, int b)
+{
+    unsigned result = 0;
+    for (int k = 0; k < 32; k += 16) {
+        const int low = (unsigned char)(a >> k) * (signed char)(b >> k);
+        const int sum = low + (unsigned char)(a >> (k + 8)) * (signed char)(b >> (k + 8));
+        result |= ((unsigned)(sum < -32768 ? -32768 : sum > 32767 ? 32767 : sum) & 0xffffu) << k;
+    }
+    return (int)result;
+}
+""",
     "tc_dot4": """
 // c and the products of the unsigned bytes of a and the signed ones of b; wraps
 DEVICE int tc_dot4(int a, int b, int c)

@@ -12,7 +12,8 @@ each function. Integers wrap. No function traps:
     min, max propagate NaN; round is half to even; sign(NaN) is NaN; and/or/xor/not are bitwise
     dot2, dot4 take i32 words apart (the lowest bits first) and add the products of their parts to the third operand:
     two signed halves each; four bytes each, unsigned those of the first operand and signed those of the second;
-    add2 adds the halves of i32 words apart, each wraps
+    add2 adds the halves of i32 words apart, each wraps; pairs4 adds the products of their bytes, unsigned by signed, two and two
+    into halves, which saturate
 """
 
 from __future__ import annotations
@@ -121,6 +122,14 @@ def _add_halves(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return (left + right).view(np.int32)[..., 0]
 
 
+def _pairs_of_bytes(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The products of the unsigned bytes of a and the signed ones of b, two and two added into halves, which saturate."""
+    both = zip(np.broadcast_arrays(a, b), (np.uint8, np.int8), strict=True)
+    left, right = (np.ascontiguousarray(x, np.int32)[..., None].view(part).astype(np.int32) for x, part in both)
+    products = (left * right).reshape(*left.shape[:-1], 2, 2).sum(axis=-1)
+    return np.clip(products, -(2**15), 2**15 - 1).astype(np.int16).view(np.int32)[..., 0]
+
+
 def _row(name: str, arity: int, kinds: str, meaning: Meaning, **more: object) -> Elementwise:
     return Elementwise(name, arity, kinds, meaning, **more)
 
@@ -188,6 +197,7 @@ _ROWS = (
     _row("dot2", 3, "i", _dot((np.int16, np.int16)), only=I32),
     _row("dot4", 3, "i", _dot((np.uint8, np.int8)), only=I32),
     _row("add2", 2, "i", _add_halves, only=I32),
+    _row("pairs4", 2, "i", _pairs_of_bytes, only=I32),
 )
 TABLE = {row.name: row for row in _ROWS}
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from tcompile.errors import InvalidModelError
 from tcompile.ir import (
+    ops_bytes,
     ops_contraction,
     ops_control,
     ops_gathered,
@@ -32,7 +33,7 @@ from tcompile.ir.opspec import KINDS, REGISTRY, OpSpec, RuleError
 
 SUBJECTS = (
     ops_structure, ops_movement, ops_indexing, ops_order, ops_contraction, ops_reduction, ops_control, ops_layout, ops_interleaved,
-    ops_winograd, ops_strassen, ops_gathered, ops_trees,
+    ops_bytes, ops_winograd, ops_strassen, ops_gathered, ops_trees,
 )  # fmt: skip
 
 

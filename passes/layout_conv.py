@@ -18,6 +18,7 @@ import numpy as np
 
 from tcompile.ir.build import Builder
 from tcompile.ir.graph import Node, Value
+from tcompile.passes.layout_bytes import conv_bytes
 from tcompile.passes.layout_forms import Forms, pack_array, padded_to
 from tcompile.passes.layout_integer import conv_interleaved, word_parts
 from tcompile.passes.layout_joined import joined_input
@@ -60,6 +61,10 @@ def _assign(node: Node, forms: Forms, weights: np.ndarray) -> bool:
         weights, groups = joined
         parts = word_parts(node, forms)
         if parts == 2 and groups == 1 and assign_whole_winograd(node, weights, forms):
+            return True
+        on_bytes = conv_bytes(node, forms, weights) if parts == 2 and groups == 1 else None
+        if on_bytes is not None:
+            forms.set_blocked(node.output, on_bytes, 0.0)
             return True
         if parts is not None:
             forms.set_blocked(node.output, conv_interleaved(node, forms, weights, groups, parts), 0.0)

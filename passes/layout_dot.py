@@ -18,6 +18,7 @@ from tcompile.ir.graph import Node, Value
 from tcompile.ir.ops_contraction import free_axes
 from tcompile.ir.ops_layout import pack_panels
 from tcompile.ir.tiles import accumulator_type, panel_width
+from tcompile.passes.layout_bytes import dot_bytes
 from tcompile.passes.layout_forms import AXIS, Forms
 from tcompile.passes.layout_integer import dot_interleaved, word_parts
 
@@ -42,7 +43,9 @@ def assign_dot(node: Node, forms: Forms) -> bool:
         left = _rows_by_terms(forms, forms.plain(a), (*free_a, *contract_a), (rows, terms))
     parts = word_parts(node, forms)
     if parts is not None:
-        forms.set_plain(node.output, forms.b.reshape(dot_interleaved(forms, left, matrix, rows, parts), node.output.shape))
+        result = dot_bytes(node, forms, left, matrix, rows) if parts == 2 else None
+        result = dot_interleaved(forms, left, matrix, rows, parts) if result is None else result
+        forms.set_plain(node.output, forms.b.reshape(result, node.output.shape))
         return True
     dtype = accumulator_type(a.dtype, b.dtype, node.attrs["dtype"])
     few = forms.turns and not isinstance(rows, int)  # a recurrence has one row of each sequence of a batch

@@ -40,7 +40,7 @@ def _is_half(dtype: DType) -> bool:
 def conv_interleaved(node: Node, forms: Forms, weights: np.ndarray, groups: int, parts: int) -> Value:
     """The blocked result of a convolution of whole groups."""
     x, b = node.inputs[0], forms.b
-    block = _input_block(x, forms, groups, parts)
+    block = input_block(x, forms, groups, parts)
     source = forms.finite(x) if block == forms.block else b.emit("pack", forms.plain(x), axis=1, block=block)
     source = b.convert(source, I16 if parts == 2 else U8)
     padded = spatial_border(forms, source, node)
@@ -64,7 +64,8 @@ def sums_fit(x: Value, weights: np.ndarray, forms: Forms) -> bool:
     return low + min(int(weights.min()), 0) >= -(2**15) and high + max(int(weights.max()), 0) < 2**15
 
 
-def _input_block(x: Value, forms: Forms, groups: int, parts: int) -> int:
+def input_block(x: Value, forms: Forms, groups: int, parts: int) -> int:
+    """The channels of a block of a convolution's input."""
     if groups > 1 or forms.native(x) or x.shape[1] > SMALL_BLOCK:
         return forms.block
     return -(-x.shape[1] // parts) * parts

@@ -186,3 +186,30 @@ def test_sums_beyond_32_bits_stay_floats():
     w = m.dequantise(m.constant(np.full((70000, 1), 127, np.int8)), np.float32(1e-4), np.int8(0))
     y = m.node("MatMul", x, w)
     assert "dot_interleaved" not in ops_of(optimise(m.graph(y, {"x": (1, 70000)}), V3))
+
+
+@pytest.mark.parametrize("weights", ["few large", 127, -128])
+@pytest.mark.parametrize(("rows", "zero"), [(1, 0), (40, 0), (62, 3), (130, 255)])
+def test_products_of_bytes_are_exact(weights, rows, zero):
+    """Of the largest codes by the largest weights too: sums in 16 bits never saturate. Odd extents, any zero point."""
+    normal = np.clip(np.rint(RNG.normal(0, 25, (259, 53))), -128, 127).astype(np.int64)
+    b = normal if weights == "few large" else np.full((259, 53), weights)
+    a = RNG.integers(0, 256, (rows, 259)).astype(np.uint8)
+    a[0] = 255
+    made = Model()
+    made.node("MatMulInteger", "x", made.constant(b.astype(np.int8)), made.constant(np.uint8(zero)))
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        made.nodes,
+        "g",
+        [info("x", TensorProto.UINT8, [rows, 259])],
+        [info(made.nodes[-1].output[0], TensorProto.INT32, None)],
+        made.constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    with tcompile.compile(model) as exe:
+        (got,) = exe.run([a]).values()
+    np.testing.assert_array_equal(got, (a.astype(np.int64) - zero) @ b)
+    found = optimise(import_model(model), V3)
+    ops = {inner.op for node in found.nodes for inner in (node, *(one for region in node.regions for one in region.nodes))}
+    assert ("conv_bytes" in ops) == (weights == "few large" and rows > 1)

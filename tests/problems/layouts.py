@@ -8,8 +8,9 @@ from tcompile.ir import dims, dtypes
 from tcompile.ir.dtypes import ALL, DType
 from tcompile.ir.ops_interleaved import word_products
 from tcompile.ir.winograd import forms_of
+from tcompile.passes.byte_entries import byte_entries
 from tests.problems.problem import Case, problem
-from tests.problems.values import bits, codes
+from tests.problems.values import bits, codes, codes_from
 
 FLOATS = [dtypes.F32, dtypes.F64, dtypes.F16, dtypes.BF16]
 FACTORS = [dtype for dtype in ALL if dtype.kind != "b" and dtype.bits >= 8]
@@ -149,6 +150,22 @@ def conv_interleaved_by_sums(case: Case, dtype: DType, parts: str, rank: int) ->
     w = case.rng.integers(-255, 256, (outputs, inputs, *kernel, words, 16, 2)).astype(np.int16)
     products = word_products(w).sum(axis=tuple(range(1, w.ndim - 3)), dtype=np.int32)
     case.emit("conv_interleaved", x, case.builder.constant(w), case.builder.constant(products), **attrs, groups=1)
+
+
+@problem("conv_bytes", [dtypes.I32], rank=[1, 2], weights=["few large", "any", "largest"])
+def conv_bytes(case: Case, dtype: DType, rank: int, weights: str) -> None:
+    """Codes of 256 numbers, weights of any size, passes over the terms."""
+    kernel, space, attrs = _geometry(case, rank)
+    wide, inputs, block = case.choice((4, 16, 20)), case.choice((1, 3)), case.choice((8, 16))
+    low, outputs, depth = case.choice((0, -128, -255)), block * case.choice((1, 2)), wide // 4 * case.choice((1, 2, 12))
+    x = case.operand(dtypes.I16, (case.extent(among=(0, 1, 2)), inputs, *space, wide), codes_from(low))
+    shape = (inputs * int(np.prod(kernel)) * wide, outputs)
+    matrix = case.rng.normal(0, 30, shape) if weights == "few large" else case.rng.integers(-128, 128, shape)
+    matrix = np.full(shape, -128) if weights == "largest" else np.clip(np.rint(matrix), -128, 127)
+    made = byte_entries(matrix.astype(np.int8), depth)
+    offsets = case.rng.integers(-1000, 1000, (outputs // block, block)).astype(np.int32)
+    operands = (case.builder.constant(array) for array in (made.entries, made.places, made.starts, offsets))
+    case.emit("conv_bytes", x, *operands, kernel=tuple(kernel), **attrs, low=low, depth=depth)
 
 
 @problem("conv_winograd_whole", [dtypes.F32])

@@ -42,6 +42,16 @@ def codes(rng: np.random.Generator, dtype: DType, shape: tuple[int, ...]) -> np.
     return rng.integers(-255, 256, shape).astype(dtype.numpy)
 
 
+def codes_from(low: int) -> Fill:
+    """256 numbers from ``low`` on, the extremes often."""
+
+    def fill(rng: np.random.Generator, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
+        numbers = np.where(rng.random(shape) < 0.3, rng.choice((0, 255), shape), rng.integers(0, 256, shape))
+        return (low + numbers).astype(dtype.numpy)
+
+    return fill
+
+
 def awkward(rng: np.random.Generator, dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
     """Numbers of every size, with limits, zeros of both signs, infinities and NaN among them."""
     if dtype.kind == "b":
