@@ -49,6 +49,7 @@ from tcompile.ir.tiles import (
 )
 
 LINE_BYTES = 64
+_LONG_TURN = 16  # multiplications: of several such turns LLVM loads operands so early that registers spill
 Right = Callable[[DimLike, int, DimLike], Expr]
 
 
@@ -290,8 +291,8 @@ class PackedGemm(Gemm):
     @contextmanager
     def some_terms(self, extent: DimLike) -> Iterator[DimLike]:
         """A loop over neighbouring terms; tiles of few rows do several a turn, which is else over sooner than the loop around it."""
-        known = isinstance(extent, int) and self.tile.rows <= FEW_ROWS
-        several = next((k for k in (8, 4) if known and extent % k == 0), 1)
+        short = self.tile.rows <= FEW_ROWS and self.tile.rows * self.tile.vectors < _LONG_TURN
+        several = next((k for k in (8, 4) if short and isinstance(extent, int) and extent % k == 0), 1)
         with self.nest.loop(dims.floordiv(extent, several)) as step, self.nest.loop(several, LoopKind.UNROLLED) as term:
             yield step * several + term
 
