@@ -30,7 +30,7 @@ from tests.problems.problem import RUNS, Batch, Problem, batches, sample
 from tests.problems.values import scrambled
 
 # made by passes for targets with channel blocks; they have templates only
-CPU_ONLY = frozenset({"conv_winograd", "conv_winograd_whole", "conv_gathered", "conv_bytes"})
+CPU_ONLY = frozenset({"conv_winograd", "conv_winograd_whole", "conv_strassen", "conv_gathered", "conv_bytes"})
 OPS = sorted(PROBLEMS.keys() - CPU_ONLY)
 TARGET = "cuda-sm90"
 
