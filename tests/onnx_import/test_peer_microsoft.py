@@ -223,6 +223,51 @@ def test_quantised_gemm(quantised, columns):
     one("QGemm", *inputs, constants=(3, 4, 5, 6))
 
 
+@pytest.mark.parametrize("dtype", (np.uint8, np.int8))
+@pytest.mark.parametrize(("axes", "keepdims"), ((None, 1), ((1,), 0), ((-1, 2), 1)))
+def test_quantised_mean(dtype, axes, keepdims):
+    """ONNX Runtime declares QLinearReduceMean and has no kernel of it on the CPU."""
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    data = RNG.integers(low, high + 1, (2, 5, 3, 7)).astype(dtype)
+    zero, to = dtype(high // 3), dtype(high // 2)
+    more = {"axes": axes} if axes else {}
+    got = interpreted("QLinearReduceMean", data, np.float32(0.05), zero, np.float32(0.03), to, keepdims=keepdims, **more)
+    mean = ((data.astype(np.float64) - float(zero)) * np.float32(0.05)).mean(axis=axes, keepdims=bool(keepdims))
+    want = np.clip(np.rint(mean / np.float32(0.03)) + float(to), low, high)
+    assert got.dtype == dtype and got.shape == want.shape
+    assert np.abs(got.astype(np.float64) - want).max() <= 1  # f32 sums may round the other way
+
+
+@pytest.mark.parametrize("op", ("QLinearAdd", "QLinearMul"))
+def test_quantised_elementwise(op):
+    a, b = RNG.integers(0, 256, (3, 1, 5)).astype(np.uint8), RNG.integers(0, 256, (4, 5)).astype(np.uint8)
+    scales = [np.float32(0.05), np.uint8(100)], [np.float32(0.02), np.uint8(7)], [np.float32(0.06), np.uint8(30)]
+    check(Single(op, [a, *scales[0], b, *scales[1], *scales[2]], {}, (1, 2, 4, 5, 6, 7), domain="com.microsoft", atol=1.01))
+
+
+def test_quantised_functions():
+    x = RNG.integers(0, 256, (2, 6, 5, 7)).astype(np.uint8)
+    given, to = [np.float32(0.03), np.uint8(120)], [np.float32(1 / 256), np.uint8(0)]
+    same = [np.float32(0.02), np.uint8(100)]
+
+    def code(op, inputs, constants, **attrs):
+        check(Single(op, inputs, attrs, constants, domain="com.microsoft", atol=1.01))
+
+    code("QLinearSigmoid", [x, *given, *to], range(1, 5))
+    code("QLinearSoftmax", [x[:, :, 0, 0], *given, *to], range(1, 5), axis=-1, opset=13)
+    code("QLinearGlobalAveragePool", [x, *given, *same], range(1, 5), channels_last=0)
+    code("QLinearAveragePool", [x, *given, *same], range(1, 5), kernel_shape=(3, 2), strides=(2, 1), pads=(1, 0, 1, 1))
+    code("QLinearConcat", [*same, x, *given, x[:, :2], *to], (0, 1, 3, 4, 6, 7), axis=1)
+
+
+def test_products_of_codes_as_floats():
+    """Weights of 7 bits: ONNX Runtime's sums of larger ones saturate on machines without VNNI."""
+    a, b = RNG.integers(0, 256, (3, 20)).astype(np.uint8), RNG.integers(-64, 64, (20, 6)).astype(np.int8)
+    scale, zero, bias = (np.abs(normal(6)) / 50).astype(np.float32), RNG.integers(-9, 9, 6).astype(np.int8), normal(6)
+    one("MatMulIntegerToFloat", a, b, np.float32(0.02), scale, np.uint8(9), zero, bias, constants=(1, 2, 3, 4, 5, 6))
+    one("DynamicQuantizeMatMul", normal(3, 20), b, scale, zero, bias, constants=(1, 2, 3, 4))
+
+
 @pytest.mark.parametrize("masked", (False, True))
 def test_embed_layer_normalization(masked):
     tokens, segments = RNG.integers(0, 9, (2, 5)).astype(np.int32), RNG.integers(0, 2, (2, 5)).astype(np.int32)
