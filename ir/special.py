@@ -30,7 +30,8 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     large = np.maximum(np.maximum(np.abs(a), np.abs(b)), np.maximum(np.abs(c), np.abs(product)))
     for k in np.flatnonzero(~plain & ((np.abs(product) < 2.0**-900) | (large > 2.0**900))):
         result[k] = _fma_exact(float(a[k]), float(b[k]), float(c[k]))
-    return result.reshape(shape)
+    # the product of finite operands is finite before it is rounded
+    return np.where(np.isinf(c) & np.isfinite(a) & np.isfinite(b), c, result).reshape(shape)
 
 
 def _fma_f64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:

@@ -154,6 +154,7 @@ class CudaExecutable(NamedTensors):
             arena=arena,
             scratch=staged,
             growing=growing,
+            outputs=0,
             peak=arena + staged + growing,
             sessions=len(held),
             allocations=sum(one["allocations"] for one in held),

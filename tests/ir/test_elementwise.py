@@ -102,6 +102,25 @@ def test_fma_of_f32_rounds_once(triples: list[tuple[float, float, float]]) -> No
             assert all(not math.isfinite(other) or abs(Fraction(got) - total) <= abs(Fraction(other) - total) for other in near)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("a", "b", "c", "expected"),
+    [
+        (1, 1, -np.inf, -np.inf),
+        (1, -1, np.inf, np.inf),
+        (1, 1, -1, np.inf),
+        (-1, 1, 1, -np.inf),
+        (np.inf, 1, -np.inf, np.nan),
+        (np.inf, 0, 1, np.nan),
+    ],
+)
+def test_fma_beyond_the_largest_number(a: float, b: float, c: float, expected: float, dtype: type) -> None:
+    """The product of finite operands is finite before it is rounded."""
+    largest = np.finfo(dtype).max
+    operands = [dtype(x * largest if abs(x) == 1 else x) for x in (a, b, c)]
+    np.testing.assert_array_equal(apply("fma", operands), dtype(expected))
+
+
 @pytest.mark.parametrize(
     ("fn", "operands", "words"),
     [
