@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
 from tcompile.ir import dims
-from tcompile.ir.dims import DimLike, symbol
+from tcompile.ir.dims import DimError, DimLike, symbol
 
 _VALUES = (1, 32, 256)  # of each symbol, between which and above which a fit is to hold
 _MOST_SYMBOLS = 3
@@ -24,12 +24,16 @@ Fit = dict[Powers, Fraction]  # coefficients by the powers of the symbols
 
 
 def fitted(extent: DimLike) -> DimLike | None:
-    """A short expression near an extent that is not negative; None where too many symbols decide it."""
+    """A short expression near an extent that is not negative; None where too many symbols decide it, or some that must be equal."""
     names = sorted(dims.symbols(extent))
     if len(names) > _MOST_SYMBOLS:
         return None
+    try:
+        found = _fit(extent, names, {})
+    except DimError:  # extents that broadcast are no numbers of their own
+        return None
     total: DimLike = 0
-    for powers, factor in sorted(_fit(extent, names, {}).items()):
+    for powers, factor in sorted(found.items()):
         monomial = dims.product(symbol(name) for name, power in zip(names, powers, strict=True) for _ in range(power))
         total = total + round(factor * _SCALE) * monomial
     return dims.maximum(dims.floordiv(total, _SCALE), 1)

@@ -34,3 +34,8 @@ def test_a_fit_is_never_nothing():
 
 def test_too_many_symbols_have_no_fit():
     assert fitted(parse("a*b*c*d")) is None
+
+
+def test_symbols_that_must_be_equal_have_no_fit():
+    """Two extents that broadcast cannot take values one by one."""
+    assert fitted(parse("7*bcast(n, m) + 1")) is None
