@@ -34,7 +34,7 @@ from tcompile.ir.loops import Expr, Load, LoopKind, Op, Space
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import Tile, gathered_tile
 
-_TERMS = 4  # of a turn
+_TERMS = 8  # of a turn
 _MOST_LINES = 4  # of the next weights, that a tile asks for
 
 
