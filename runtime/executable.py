@@ -72,7 +72,8 @@ class Executable(NamedTensors):
         out: Mapping[str, np.ndarray] | None = None,
         donate: Iterable[str] = (),
     ) -> dict[str, np.ndarray]:
-        """Runs the model: arrays by name, or in order. Gives the outputs by name, in arrays that the caller owns.
+        """Runs the model: arrays by name, or in order. Gives the outputs by name, in arrays that the caller owns;
+        the memory of large ones serves a later run once nothing refers to it.
 
         ``outputs``: the names wanted, all by default. ``out``: arrays to write outputs to, of their exact shapes;
         one that overlaps an input gets a copy. Nothing is cast; a non-contiguous input is copied.
