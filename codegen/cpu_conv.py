@@ -314,16 +314,17 @@ class DirectConv:
             part, offset = divmod(vector, per_block)
             return self.weight(block + part, offset * tile.lanes + lane, tap)
 
-        return micro_kernel(
-            self.nest,
-            tile,
-            self.dtype,
-            terms=self._terms,
-            a=lambda column, tap: self.load(image, group, (*row, start + column), tap),
-            b=weight,
-            initial=initial,
-            combine=self.combine,
-        )
+        return self._multiply(tile, lambda column, tap: self.load(image, group, (*row, start + column), tap), weight, initial)
+
+    def _multiply(
+        self,
+        tile: Tile,
+        a: Callable[[int, Shape], Expr],
+        b: Callable[[int, DimLike, Shape], Expr],
+        initial: Callable[[int, int, DimLike], Expr] | None,
+    ) -> Accumulator:
+        """The micro-kernel: ``a`` is the input of a column, ``b`` a vector of weights."""
+        return micro_kernel(self.nest, tile, self.dtype, self._terms, a, b, initial, self.combine)
 
     def _enter(self, block: DimLike) -> None:
         """Told of the first output block of each sum before its terms."""

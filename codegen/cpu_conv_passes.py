@@ -21,7 +21,7 @@ from functools import partial
 from tcompile.codegen.access import ravel, unravel
 from tcompile.codegen.cpu_conv import BlockedConv
 from tcompile.codegen.cpu_split import even_share, split_task
-from tcompile.codegen.cpu_winograd_tiles import LINE_BYTES
+from tcompile.codegen.cpu_transformed_planes import LINE_BYTES
 from tcompile.codegen.draft import Draft
 from tcompile.codegen.scalar import compare, const, index_value, select
 from tcompile.ir import dims

@@ -23,7 +23,7 @@ from tcompile.codegen.cpu_gathered_rows import UsedRows, used_rows
 from tcompile.codegen.cpu_interleaved import unrolled
 from tcompile.codegen.cpu_split import split_task
 from tcompile.codegen.cpu_tile import Accumulator, micro_kernel
-from tcompile.codegen.cpu_winograd_tiles import LINE_BYTES
+from tcompile.codegen.cpu_transformed_planes import LINE_BYTES
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import cast, const, op
 from tcompile.codegen.templates import Built, template

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from tcompile.codegen.access import ravel
+from tcompile.codegen.cpu_contraction import contraction
 from tcompile.codegen.cpu_conv import BlockedConv
-from tcompile.codegen.cpu_epilogue import anchor
 from tcompile.codegen.cpu_gemm import PackedGemm, Problem, packed_tile
-from tcompile.codegen.cpu_tile import Accumulator, words_dot
-from tcompile.codegen.draft import Scope
+from tcompile.codegen.cpu_tile import words_dot
+from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.nest import Nest
-from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.dtypes import I32, DType
@@ -56,16 +55,13 @@ class InterleavedConv(BlockedConv):
             place = ravel((image, block, *self._source(position, tuple(kernel)), word), shape)
         return Load(self.draft.words(self.x), (place,), I32)
 
-    def _sum(self, image: DimLike, block: DimLike, blocks: int, *place: object, **more: object) -> Accumulator:
-        self._blocks = [block + part for part in range(blocks)]
-        return super()._sum(image, block, blocks, *place, **more)
-
     @contextmanager
     def _terms(self) -> Iterator[Shape]:
         weights, shape = self.draft.words(self.w), self.w.shape[:-1]
         with self.nest.loops(self.taps[:-1]) as outer, unrolled(self.nest, self.taps[-1]) as word:
-            for block in self._blocks:  # a tile's weights come from the L2 cache, faster than its own prefetcher asks for them
-                self.nest.prefetch(weights, ravel((block, *outer, word, 0), shape) + WORDS_AHEAD, near=True)
+            for part in range(self.tile_at.blocks):  # a tile's weights come from the L2 cache, faster than its own prefetcher asks
+                place = (self.tile_at.block + part, *outer, word, 0)
+                self.nest.prefetch(weights, ravel(place, shape) + WORDS_AHEAD, near=True)
             yield (*outer, word)
 
     def weight(self, block: DimLike, lane: DimLike, tap: Shape) -> Expr:
@@ -100,14 +96,10 @@ class InterleavedGemm(PackedGemm):
         return I32
 
 
-@template("dot_interleaved")
-@template("fused.dot")
-def interleaved_gemm(node: Node, scope: Scope, target: Target) -> list[Built] | None:
-    """The kernel of an interleaved product, alone or with its epilogue; None for other products."""
-    core = anchor(node)
-    if core is None or core.op != "dot_interleaved":
-        return None
-    draft = InterleavedGemm(node, scope, target, "gemm_int").write()
-    draft.flops *= core.inputs[1].shape[-1]
-    draft.tags["template"] = "interleaved gemm"
-    return [Built(*draft.finish())]
+@contraction("dot_interleaved", "dot", "interleaved gemm")
+def interleaved_gemm(node: Node, scope: Scope, target: Target) -> Draft:
+    """The kernel of an interleaved product."""
+    gemm = InterleavedGemm(node, scope, target, "gemm_int")
+    draft = gemm.write()
+    draft.flops *= gemm.core.inputs[1].shape[-1]
+    return draft

@@ -166,7 +166,8 @@ class PairedConv(InterleavedConv, ConvInPasses):
             with nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
                 nest.store(sums, (0, lane), const(0, I32))
             with nest.loops(self.taps[:-1]) as tap, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
-                words = (self._input(place.image, position, at, (*tap, 2 * lane + k)) for k in (0, 1))
+                taps = [(*tap, 2 * lane + k) for k in (0, 1)]
+                words = [self.load(place.image, 0, position, tap) if self.packed is None else self._copied(at, tap) for tap in taps]
                 nest.store(sums, (0, lane), op("dot2", *words, Load(sums, (0, lane), I32)))
             apart = nest.alloc(I32, (lanes,))
             with nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
@@ -186,40 +187,22 @@ class PairedConv(InterleavedConv, ConvInPasses):
             with nest.loop(self.columns) as column:
                 find(offset * self.columns + column, (*row, column))
 
-    def _sum(
-        self,
-        image: DimLike,
-        block: DimLike,
-        blocks: int,
-        height: int,
-        row: Shape,
-        start: DimLike,
-        initial: Initial | None = None,
+    def _multiply(
+        self, tile: Tile, a: Callable[[int, Shape], Expr], b: Callable[[int, DimLike, Shape], Expr], initial: Initial | None
     ) -> Accumulator:
-        per_block = self.block // self.tile.lanes
-        tile = Tile(height, blocks * per_block, self.tile.lanes)
+        first = self.tile_at.block
+        self._next = self._prefetched(first + self.tile_at.blocks, tile.rows)
 
-        self._next = self._prefetched(block + blocks, height)
+        def copied(column: int, tap: Shape) -> Expr:
+            return self._copied(self._at + column, tap)
 
         def less(column: int, vector: int, lane: DimLike) -> Expr:
-            return self._less(self._at + column, block * self.block + vector * tile.lanes + lane)
+            return self._less(self._at + column, first * self.block + vector * tile.lanes + lane)
 
-        def weight(vector: int, lane: DimLike, tap: Shape) -> Expr:
-            part, offset = divmod(vector, per_block)
-            return self.weight(block + part, offset * tile.lanes + lane, tap)
+        return paired_kernel(self.nest, tile, self._terms, a if self.packed is None else copied, b, initial or less)
 
-        return paired_kernel(
-            self.nest,
-            tile,
-            terms=self._terms,
-            a=lambda column, tap: self._input(image, (*row, start + column), self._at + column, tap),
-            b=weight,
-            initial=less if initial is None else initial,
-        )
-
-    def _input(self, image: DimLike, position: Shape, at: DimLike, tap: Shape) -> Expr:
-        if self.packed is None:
-            return self.load(image, 0, position, tap)
+    def _copied(self, at: DimLike, tap: Shape) -> Expr:
+        """The input of the ``at``-th position of the chunk, from the task's copy."""
         return Load(self.packed, (at * self._pitch() + tap[0] * self.w.shape[-3] + tap[-1],), I32)
 
     @contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tcompile.codegen.access import ravel
-from tcompile.codegen.cpu_winograd_tiles import Patch, Planes, along_row, combination, down_columns, linear
+from tcompile.codegen.cpu_transformed_planes import Patch, Planes, along_row, combination, down_columns, linear
 from tcompile.codegen.scalar import both, compare, const, index_value
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tcompile.codegen.cpu_winograd_tiles import Patch, Planes, along_row, combination, down_columns, linear
+from tcompile.codegen.cpu_transformed_planes import Patch, Planes, along_row, combination, down_columns, linear
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.loops import Expr, LoopKind, Op
 

@@ -11,46 +11,50 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tcompile.codegen.access import ravel
-from tcompile.codegen.cpu_epilogue import anchor
+from tcompile.codegen.cpu_contraction import contraction
 from tcompile.codegen.cpu_interleaved import unrolled
 from tcompile.codegen.cpu_tile import words_dot
+from tcompile.codegen.cpu_transformed_planes import Planes
+from tcompile.codegen.cpu_transformed_products import Products
 from tcompile.codegen.cpu_winograd import WinogradConv
 from tcompile.codegen.cpu_winograd_input import transform_input
-from tcompile.codegen.cpu_winograd_products import Products
-from tcompile.codegen.cpu_winograd_tiles import Planes
-from tcompile.codegen.draft import Scope
+from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import cast, const, op
-from tcompile.codegen.templates import Built, template
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.dtypes import F32, I32
 from tcompile.ir.graph import Node, Value
 from tcompile.ir.loops import Expr, Load
 from tcompile.ir.target import Target
-from tcompile.ir.tiles import dot_step
-from tcompile.ir.winograd import WHOLE
+from tcompile.ir.tiles import Step, dot_step
+from tcompile.ir.winograd import WHOLE, Winograd
 
 
 class WholeWinograd(WinogradConv):
     """Writes the kernel of one conv_winograd_whole."""
 
-    def __init__(self, node: Node, scope: Scope, target: Target) -> None:
-        core = anchor(node)
-        assert core is not None, node.op
-        self.words = core.inputs[1].shape[3]  # of a block
-        super().__init__(node, scope, target, form=WHOLE[core.inputs[1].shape[0]], terms=self.words, step=dot_step(target, 2))
+    @property
+    def words(self) -> int:
+        """Those of an input block."""
+        return self.u.shape[3]
+
+    def _form(self) -> Winograd:
+        return WHOLE[self.u.shape[0]]
+
+    def _terms(self) -> tuple[int, Step]:
+        return self.words, dot_step(self.target, 2)
 
     def planes(self) -> tuple[Planes, Planes]:
         """V in words, M in f32."""
-        v = _WordPlanes(self.nest, I32, self.form, self.inputs, self.together, self.words)
-        return v, Planes(self.nest, F32, self.form, self.group, self.together, self.block)
+        v = _WordPlanes(self.nest, I32, self.work.values, self.inputs, self.together, self.words)
+        return v, Planes(self.nest, F32, self.work.values, self.group, self.together, self.block)
 
     def fill(self, image: DimLike, first: DimLike, count: DimLike, v: Planes) -> None:
         """V of a block of tiles."""
         transform_input(_WordInput(self), image, first, count, v)
 
-    def multiply(self, v: Planes, m: Planes, lowest: DimLike, members: DimLike) -> None:
-        """M of a group of output blocks."""
-        WordProducts(self, v, m).write(lowest, members)
+    def products(self, v: Planes, m: Planes) -> Products:
+        """What multiplies words."""
+        return WordProducts(self, v, m)
 
 
 class WordProducts(Products):
@@ -104,13 +108,7 @@ def _borrow(word: Expr) -> Expr:
     return op("and", op("shl", word, const(1, I32)), const(65536, I32))
 
 
-@template("conv_winograd_whole")
-@template("fused.conv")
-def whole_winograd(node: Node, scope: Scope, target: Target) -> list[Built] | None:
-    """The kernel of a Winograd convolution of codes, alone or with its epilogue; None for other convolutions."""
-    core = anchor(node)
-    if core is None or core.op != "conv_winograd_whole":
-        return None
-    draft = WholeWinograd(node, scope, target).write()
-    draft.tags["template"] = "whole winograd"
-    return [Built(*draft.finish())]
+@contraction("conv_winograd_whole", "conv", "whole winograd")
+def whole_winograd(node: Node, scope: Scope, target: Target) -> Draft:
+    """The kernel of a Winograd convolution of codes."""
+    return WholeWinograd(node, scope, target).write()

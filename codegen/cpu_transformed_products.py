@@ -1,4 +1,4 @@
-"""The products of a Winograd convolution, M[value] = V[value] * U[value], in passes over the input channels.
+"""The products of transformed values, M[value] = V[value] * U[value], in passes over the input channels.
 
     for each value, for each bundle of ``wide`` output blocks:
         for each pass over some of the input blocks:
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tcompile.codegen.access import ravel
 from tcompile.codegen.cpu_tile import micro_kernel, multiply_add
-from tcompile.codegen.cpu_winograd_tiles import LINE_BYTES, Planes
+from tcompile.codegen.cpu_transformed_planes import LINE_BYTES, Planes
 from tcompile.codegen.scalar import compare, index_value, select
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Shape
@@ -25,7 +25,7 @@ from tcompile.ir.loops import Expr, Load, LoopKind
 from tcompile.ir.tiles import Tile, winograd_pass
 
 if TYPE_CHECKING:
-    from tcompile.codegen.cpu_winograd import WinogradConv
+    from tcompile.codegen.cpu_transformed import TransformedConv
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Pass:
 class Products:
     """Writes the products of one convolution."""
 
-    def __init__(self, conv: WinogradConv, v: Planes, m: Planes) -> None:
+    def __init__(self, conv: TransformedConv, v: Planes, m: Planes) -> None:
         self.conv, self.nest, self.v, self.m = conv, conv.nest, v, m
         self.u, self.weights = conv.u, conv.draft.read(conv.u)
         self.shape = (*self.u.shape[:2], conv.inputs, *self.u.shape[4:])  # of U
@@ -64,7 +64,7 @@ class Products:
     def write(self, lowest: DimLike, members: DimLike) -> None:
         """All products of a group: bundles of ``wide`` output blocks, and a narrower one in the last group."""
         nest, wide = self.nest, self.conv.wide
-        with nest.loop(self.conv.form.values) as value:
+        with nest.loop(self.conv.work.values) as value:
             bundles = dims.floordiv(members, wide, nest.ranges)
             with nest.loop(bundles) as bundle:
                 self._bundle(self._with_ahead(Bundle(value, lowest, bundle * wide, wide), members))
