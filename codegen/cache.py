@@ -14,12 +14,14 @@ import hashlib
 import os
 import sys
 import tempfile
+import time
 import warnings
 from pathlib import Path
 
 _DIGEST = 32
 _LIMIT = 1 << 30
 _SLACK = 0.8  # eviction goes down to this part of the limit, so that it is rare
+_PAUSE = 600.0  # seconds between two looks at all entries, which may be a hundred thousand files: no compilation waits for one in vain
 
 
 class Cache:
@@ -28,7 +30,6 @@ class Cache:
     def __init__(self, directory: Path, limit: int = _LIMIT) -> None:
         self.directory = directory
         self.limit = limit
-        self._writes = 0
 
     def get(self, key: str) -> bytes | None:
         """The bytes kept for a key; None where there are none, or damaged ones."""
@@ -56,9 +57,18 @@ class Cache:
         except OSError as error:
             warnings.warn(f"the object cache {self.directory} cannot be written: {error}", RuntimeWarning, stacklevel=2)
             return
-        self._writes += 1
-        if self._writes % 64 == 1:
+        if self._due():
             self.evict()
+
+    def _due(self) -> bool:
+        """Whether no process has looked for a while if the cache has outgrown its limit."""
+        mark = self.directory / "looked"
+        with contextlib.suppress(OSError):
+            if 0 <= time.time() - mark.stat().st_mtime < _PAUSE:
+                return False
+        with contextlib.suppress(OSError):
+            mark.touch()
+        return True
 
     def evict(self) -> None:
         """Brings the cache under its limit, dropping what was used longest ago."""

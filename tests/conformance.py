@@ -3,7 +3,8 @@
     python -m tests.conformance [--only TEXT] [--jobs 2] [--update] [--verbose] [--page FILE]
 
 Each case is compiled to artifact bytes; a runner process in which ``onnx``, ``llvmlite`` and ``tcompile.ir`` cannot be
-imported loads and runs them. Prints ``passed N of M`` and the failures by op. Exits 1 only when a case recorded in
+imported loads and runs them. Shows how far it is and each failure as it comes, at the end ``passed N of M`` and the failures
+by op, with ``--verbose`` the slowest cases too. Exits 1 only when a case recorded in
 ``conformance_passing.txt`` stops passing (``--update`` records what passes now, and how many units in the last place its
 outputs are from the exact ones). ``--page`` writes the table of operators from that record and runs only the cases that are
 not in it.
@@ -14,17 +15,13 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import pickle
-import struct
-import subprocess
 import sys
 import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +29,13 @@ import onnx
 from onnx import numpy_helper
 
 from tests.conformance_judge import RANDOM, Case, judge
+from tests.conformance_progress import Result, shown
+from tests.conformance_runner import Runner
 from tests.conformance_ulp import largest_ulp
 
 RECORD = Path(__file__).with_name("conformance_passing.txt")
 KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted", "real")
-RUN_SECONDS = 60
+SLOWEST = 20  # cases that --verbose lists
 
 
 def all_cases() -> dict[str, tuple[Case, object]]:
@@ -103,88 +102,6 @@ def read_protos(folder: Path, stem: str, values) -> list:
     return result
 
 
-class Runner:
-    """A process that can load artifacts but not compile: it survives the crash of a case by starting anew."""
-
-    def __init__(self) -> None:
-        self.process: subprocess.Popen | None = None
-
-    def run(self, artifact: bytes, inputs: list) -> list[np.ndarray]:
-        """Outputs in order; raises RuntimeError with the runner's error, or with its death."""
-        if self.process is None or self.process.poll() is not None:
-            command = [sys.executable, "-m", "tests.conformance", "--runner"]
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=RECORD.parent.parent)
-        try:
-            send(self.process.stdin, (artifact, inputs))
-            ok, payload = receive(self.process.stdout)
-        except (EOFError, BrokenPipeError, struct.error) as error:
-            code = self.process.wait()
-            raise RuntimeError(f"CRASH: the run ended the process with status {code}") from error
-        if not ok:
-            raise RuntimeError(payload)
-        return payload
-
-
-def send(pipe, payload) -> None:
-    """One length-prefixed pickle."""
-    data = pickle.dumps(payload)
-    pipe.write(struct.pack("<q", len(data)) + data)
-    pipe.flush()
-
-
-def receive(pipe):
-    """Reads what ``send`` wrote; EOFError at the end."""
-    head = pipe.read(8)
-    if len(head) < 8:
-        raise EOFError
-    return pickle.loads(pipe.read(struct.unpack("<q", head)[0]))
-
-
-class Forbidden:
-    """An import hook that refuses the compiler's modules."""
-
-    names = ("onnx", "llvmlite", "tcompile.ir", "tcompile.passes", "tcompile.codegen")
-
-    def find_spec(self, name, path=None, target=None):
-        """Raises ImportError for a refused module or its children."""
-        if any(name == banned or name.startswith(banned + ".") for banned in self.names):
-            raise ImportError(f"{name} may not be imported by the runner")
-
-
-def runner() -> None:
-    """The runner's loop: artifact and inputs in, outputs out."""
-    import signal
-
-    sys.meta_path.insert(0, Forbidden())
-    import tcompile
-
-    output, sys.stdout = sys.stdout.buffer, sys.stderr
-    while True:
-        try:
-            artifact, inputs = receive(sys.stdin.buffer)
-        except EOFError:
-            return
-        signal.alarm(RUN_SECONDS)
-        try:
-            executable = tcompile.load(artifact, threads=1)
-            named = {spec.name: value for spec, value in zip(executable.inputs, inputs, strict=True)}
-            reply = True, list(executable.run(named).values())
-        except Exception as error:
-            reply = False, f"{type(error).__name__}: {error}"
-        signal.alarm(0)
-        send(output, reply)
-
-
-@dataclass(frozen=True)
-class Result:
-    """One case: ``reason`` is why it failed, empty where it passed; ``ulp`` the largest error, where it was asked for and is one."""
-
-    key: str
-    reason: str
-    seconds: float
-    ulp: float | None = None
-
-
 _CASES: dict[str, tuple[Case, object]] = {}
 _RUNNER = Runner()
 _MEASURE = False
@@ -226,34 +143,29 @@ def main() -> int:
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--update", action="store_true", help="record what passes now")
-    parser.add_argument("--verbose", action="store_true", help="print every failure with its reason")
+    parser.add_argument("--verbose", action="store_true", help="list the slowest cases")
     parser.add_argument("--page", type=Path, help="write the operators and what passes of them")
-    parser.add_argument("--runner", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.runner:
-        runner()
-        return 0
     global _MEASURE
     _MEASURE = arguments.update
     _CASES.update(all_cases())
     known = recorded_cases().keys() if arguments.page else set()
     keys = [key for key in _CASES if arguments.only in key and key not in known]
-    results = run_cases(keys, arguments)
+    results = sorted(shown(run_cases(keys, arguments.jobs), len(keys)), key=lambda result: keys.index(result.key))
     if arguments.page:
         write_page(arguments.page, results)
         return 0
     return report(results, arguments)
 
 
-def run_cases(keys: list[str], arguments: argparse.Namespace) -> list[Result]:
-    """The results of cases, each in one of the worker processes."""
-    results: list[Result] = []
-    with ProcessPoolExecutor(arguments.jobs, mp_context=multiprocessing.get_context("fork")) as pool:
-        for done in pool.map(run_case, keys, chunksize=8):
-            results.append(done)
-            if arguments.verbose:
-                show(done, len(results), len(keys))
-    return results
+def run_cases(keys: list[str], jobs: int) -> Iterator[Result]:
+    """The results of cases as they come, each from one of ``jobs`` worker processes."""
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as pool:
+        pending = [pool.submit(run_case, key) for key in keys]
+        try:
+            yield from (done.result() for done in as_completed(pending))
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an interrupt, those that have not begun
 
 
 def recorded_cases() -> dict[str, float | None]:
@@ -277,18 +189,15 @@ def write_page(path: Path, results: list[Result]) -> None:
     path.write_text(page(models, kept, {result.key: result.reason for result in results}))
 
 
-def show(result: Result, number: int, total: int) -> None:
-    """One line a failure, and one now and then to tell how far it is."""
-    if result.reason or number % 100 == 0:
-        print(f"[{number}/{total}] {result.key}: {result.reason or 'passed'} ({result.seconds:.1f} s)", flush=True)
-
-
 def report(results: list[Result], arguments: argparse.Namespace) -> int:
     """Prints the figures; 1 where a recorded case fails."""
     passed = {result.key: result.ulp for result in results if not result.reason}
     reasons = {result.key: result.reason for result in results if result.reason}
     failures = Counter(operators(_CASES[key][1]) for key in reasons)
     print("\n".join(f"  {count:4}  {name}" for name, count in failures.most_common()) or "  no failures")
+    if arguments.verbose:
+        slowest = sorted(results, key=lambda result: -result.seconds)[:SLOWEST]
+        print("\n".join(f"  {result.seconds:7.2f} s  {result.key}" for result in slowest))
     recorded = recorded_cases()
     lost = sorted(recorded.keys() & reasons.keys())
     for key in lost:

@@ -92,6 +92,17 @@ def test_eviction_drops_what_was_used_longest_ago(tmp_path):
     assert [k for k in range(6) if cache.get(f"aa{k}")] == [0, 4, 5]
 
 
+def test_entries_are_looked_at_now_and_then(tmp_path):
+    limit = 2 * (1000 + 32)
+    for k in range(6):
+        Cache(tmp_path, limit).put(f"aa{k}", bytes(1000))  # one after the other, as processes come and go
+    assert len(list((tmp_path / "aa").iterdir())) == 6
+    past = time.time() - 3600
+    os.utime(tmp_path / "looked", (past, past))
+    Cache(tmp_path, limit).put("ab0", bytes(1000))
+    assert len([*(tmp_path / "aa").iterdir(), *(tmp_path / "ab").iterdir()]) == 1
+
+
 def test_the_environment_chooses_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TCOMPILE_CACHE_DIR", str(tmp_path))
     assert default_cache().directory == tmp_path / "objects"
