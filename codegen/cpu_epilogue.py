@@ -20,7 +20,7 @@ from tcompile.ir.loops import Expr, Load, LoopKind
 
 ANCHORS = frozenset({
     "dot_general", "dot_packed", "dot_interleaved", "conv", "conv_blocked", "conv_stem", "conv_interleaved", "conv_winograd",
-    "conv_winograd_whole", "conv_strassen", "conv_bytes", "depthwise_blocked",
+    "conv_winograd_whole", "conv_strassen", "conv_bytes", "conv_pointwise", "depthwise_blocked",
 })  # fmt: skip
 UNROLLED_WORK = 8  # elementwise work per element that is worth a copy for every vector of a tile
 UNROLLED_REQUANTISING = 20  # the same of sums of integers, whose epilogues are short operations each

@@ -75,6 +75,21 @@ def lower_conv_stem(node: Node, scope: Scope) -> list[Draft]:
     return _contraction("conv_stem", node, scope, w.shape[1:-1], term)
 
 
+def lower_conv_pointwise(node: Node, scope: Scope) -> list[Draft]:
+    """out[n, o, i] = sum over c of x[n, g * I/g + c, i] * w[g, o' // H, c, o' % H], o' being o in its group g"""
+    x, w = node.inputs
+    groups, _, inputs, height = w.shape
+    outputs = node.attrs["channels"] // groups
+
+    def term(draft: Draft, at: Shape, k: Shape) -> tuple[Expr, Expr]:
+        ranges = draft.nest.ranges
+        group, inside = dims.floordiv(at[1], outputs, ranges), dims.mod(at[1], outputs, ranges)
+        tile, row = dims.floordiv(inside, height, ranges), dims.mod(inside, height, ranges)
+        return draft.element(x, (at[0], group * inputs + k[0], *at[2:])), draft.element(w, (group, tile, k[0], row))
+
+    return _contraction("conv_pointwise", node, scope, (inputs,), term)
+
+
 def lower_depthwise(node: Node, scope: Scope) -> list[Draft]:
     """out[n, c, i, lane] = sum over k of x[n, c, i * stride + k * dilation, lane] * w[c, k, lane]"""
     x, w = node.inputs

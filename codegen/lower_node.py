@@ -15,6 +15,7 @@ from tcompile.codegen.inline import INLINABLE
 from tcompile.codegen.lower_blocked import (
     lower_conv_blocked,
     lower_conv_interleaved,
+    lower_conv_pointwise,
     lower_conv_stem,
     lower_depthwise,
     lower_dot_interleaved,
@@ -55,6 +56,7 @@ _NAIVE: dict[str, Callable[[Node, Scope], list[Draft]]] = {
     "conv": lower_conv,
     "dot_packed": lower_dot_packed,
     "conv_blocked": lower_conv_blocked,
+    "conv_pointwise": lower_conv_pointwise,
     "conv_stem": lower_conv_stem,
     "conv_interleaved": lower_conv_interleaved,
     "dot_interleaved": lower_dot_interleaved,

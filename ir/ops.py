@@ -21,6 +21,7 @@ from tcompile.ir import (
     ops_layout,
     ops_movement,
     ops_order,
+    ops_pointwise,
     ops_reduction,
     ops_strassen,
     ops_structure,
@@ -32,8 +33,8 @@ from tcompile.ir.graph import Graph, TensorType
 from tcompile.ir.opspec import KINDS, REGISTRY, OpSpec, RuleError
 
 SUBJECTS = (
-    ops_structure, ops_movement, ops_indexing, ops_order, ops_contraction, ops_reduction, ops_control, ops_layout, ops_interleaved,
-    ops_bytes, ops_winograd, ops_strassen, ops_gathered, ops_trees,
+    ops_structure, ops_movement, ops_indexing, ops_order, ops_contraction, ops_reduction, ops_control, ops_layout, ops_pointwise,
+    ops_interleaved, ops_bytes, ops_winograd, ops_strassen, ops_gathered, ops_trees,
 )  # fmt: skip
 
 

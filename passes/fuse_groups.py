@@ -22,12 +22,12 @@ MAX_MEMBERS = 64  # larger kernels gain nothing and compile slowly
 CONTRACTIONS = {
     "dot_general": "dot", "dot_packed": "dot", "conv_blocked": "conv", "depthwise_blocked": "conv", "conv_stem": "conv",
     "conv_winograd": "conv", "conv_strassen": "conv", "conv_winograd_whole": "conv", "dot_interleaved": "dot", "conv_interleaved": "conv",
-    "conv_bytes": "conv",
+    "conv_bytes": "conv", "conv_pointwise": "conv",
 }  # fmt: skip
 
 PLAIN_CONTRACTIONS = {**CONTRACTIONS, "conv": "conv"}  # where convolutions keep ONNX's layout
 
-BORDER_WRITERS = frozenset(CONTRACTIONS) - {"dot_general", "dot_packed", "dot_interleaved"}
+BORDER_WRITERS = frozenset(CONTRACTIONS) - {"dot_general", "dot_packed", "dot_interleaved", "conv_pointwise"}
 
 
 class Kind(StrEnum):

@@ -1,6 +1,7 @@
 """Convolutions with constant weights in blocked form: which kind fits, and how the weights are packed.
 
     conv(x, w)  -->  conv_blocked(pad(pack(x)), w')          channels in blocks of B
+                     conv_pointwise(x, w')                   plain input, plain output: kernels of one element
                      depthwise_blocked(pad(pack(x)), w')     one input and one output channel per group
                      conv_stem(pad(x), w')                   few input channels: plain input, blocked output
                      conv_winograd(pad(pack(x)), u)          3x3 and others where the products outweigh the transforms
@@ -22,6 +23,7 @@ from tcompile.passes.layout_bytes import conv_bytes
 from tcompile.passes.layout_forms import Forms, pack_array, padded_to
 from tcompile.passes.layout_integer import conv_interleaved, word_parts
 from tcompile.passes.layout_joined import joined_input
+from tcompile.passes.layout_pointwise import assign_pointwise
 from tcompile.passes.layout_strassen import assign_strassen
 from tcompile.passes.layout_transposed import assign_transposed
 from tcompile.passes.layout_whole import assign_whole_winograd
@@ -47,6 +49,8 @@ def _assign(node: Node, forms: Forms, weights: np.ndarray) -> bool:
     per_group, outputs = weights.shape[1], weights.shape[0]
     common = {name: node.attrs[name] for name in ("strides", "dilation", "dtype")}
     b = forms.b
+    if assign_pointwise(node, weights, forms):
+        return True
     if groups == 1 and channels < STEM_CHANNELS and not forms.native(x) and word_parts(node, forms) is None:
         padded = _padded(b, forms.plain(x), node, lanes=False)
         result = b.emit("conv_stem", padded, b.constant(pack_array(weights, 0, forms.block)), **common)

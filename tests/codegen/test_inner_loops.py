@@ -30,6 +30,12 @@ def _conv(size=28, channels=64, kernel=3, stride=1, groups=1):
     return build
 
 
+def _pointwise_in_blocks(b):
+    x = _conv(channels=3, stride=2)(b)
+    attrs = {"strides": (1, 1), "lhs_dilation": (1, 1), "dilation": (1, 1), "low": (0, 0), "high": (0, 0), "groups": 1}
+    return b.emit("conv", x, _constant(b, 64, 64, 1, 1), **attrs, dtype=F32)
+
+
 def _dot(rows):
     def build(b):
         x = b.input("x", F32, (rows, 512))
@@ -49,7 +55,8 @@ def _gathered(b):
 # The layer, its template, and the least number of FMAs that a turn of its busiest loop holds: what hides the latency of two FMAs
 # a cycle is 8 of them.
 LAYERS = {
-    "pointwise": (_conv(kernel=1), "conv", 10),
+    "pointwise": (_conv(kernel=1), "pointwise", 10),
+    "pointwise in blocks": (_pointwise_in_blocks, "conv", 10),
     "strided": (_conv(stride=2), "conv", 10),
     "winograd": (_conv(32), "winograd", 8),
     "winograd of 49 tiles": (_conv(28), "winograd", 8),

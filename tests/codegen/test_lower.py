@@ -362,6 +362,14 @@ def test_blocked_convolutions(op, x, w, more):
     case.check()
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_pointwise_convolution(groups):
+    case = Case()
+    x, w = case.tensor((2, 6, 5, 3), dtypes.F64), case.tensor((groups, 2, 6 // groups, 4), dtypes.F64)
+    case.builder.emit("conv_pointwise", x, w, channels=groups * 7, dtype=dtypes.F64)
+    case.check()
+
+
 def fused_softmax(case, shape, axes):
     x = case.tensor(shape)
     region = case.builder.region("body")

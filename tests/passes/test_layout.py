@@ -89,7 +89,7 @@ def test_groups(channels, groups, outputs, op):
 def test_joined_groups_say_which_blocks_their_outputs_read():
     b = Builder()
     x = b.input("x", F32, (1, 24, 5, 5))
-    graph = b.graph([conv(b, x, 24, kernel=1, groups=2)], ["y"])
+    graph = b.graph([conv(b, x, 24, kernel=1, strides=2, groups=2)], ["y"])
     laid_out(graph, x=normal(1, 24, 5, 5))
     done = AssignLayouts(named_target("x86-64-v3")).apply(graph)
     (reads,) = (node.attrs["reads"] for node in done.nodes if node.op == "conv_blocked")
@@ -307,3 +307,44 @@ def test_joined_channels_are_also_there_as_they_were():
     x = b.input("x", F32, (1, 16, 5, 5))
     joined = b.emit("concat", conv(b, x, 12), conv(b, x, 3), axis=1)
     laid_out(b.graph([conv(b, joined, 9), joined], ["y", "joined"]), x=normal(1, 16, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "size", "groups", "op"),
+    [
+        (24, 40, (17, 19), 1, "conv_pointwise"),
+        (24, 36, (17, 19), 3, "conv_pointwise"),
+        (24, 24, (300,), 1, "conv_pointwise"),
+        (24, 40, (1, 1), 1, "conv_blocked"),  # one position fills no lanes
+    ],
+)
+def test_a_pointwise_convolution_between_plain_values_stays_plain(channels, outputs, size, groups, op):
+    b = Builder()
+    x = b.input("x", F32, (2, channels, *size))
+    y = relu(b, conv(b, x, outputs, kernel=1, groups=groups))
+    ops = laid_out(b.graph([y], ["y"]), x=normal(2, channels, *size))
+    assert op in ops and ("pack" in ops) == (op == "conv_blocked")
+
+
+def test_a_pointwise_convolution_before_another_reads_what_costs_less_to_pack():
+    for channels, outputs in ((16, 96), (96, 16)):
+        b = Builder()
+        x = b.input("x", F32, (1, channels, 12, 12))
+        y = conv(b, relu(b, conv(b, x, outputs, kernel=1)), 16, pad=1)
+        ops = laid_out(b.graph([y], ["y"]), x=normal(1, channels, 12, 12))
+        assert ("conv_pointwise" in ops) == (channels > outputs)
+
+
+def test_a_pointwise_convolution_of_blocks_stays_blocked():
+    b = Builder()
+    x = b.input("x", F32, (1, 16, 12, 12))
+    y = conv(b, conv(b, x, 16, pad=1), 32, kernel=1)
+    assert "conv_pointwise" not in laid_out(b.graph([y], ["y"]), x=normal(1, 16, 12, 12))
+
+
+def test_unknown_extents_of_a_plain_pointwise_convolution():
+    b = Builder()
+    b.symbols.update(h=Range(1, None), w=Range(1, None))
+    x = b.input("x", F32, (1, 20, dims.symbol("h"), dims.symbol("w")))
+    y = relu(b, conv(b, x, 30, kernel=1))
+    assert "conv_pointwise" in laid_out(b.graph([y], ["y"]), x=normal(1, 20, 5, 7))

@@ -24,6 +24,7 @@ LINEAR = {
     "dot_packed",
     "conv_blocked",
     "conv_stem",
+    "conv_pointwise",
     "depthwise_blocked",
     "conv_winograd",
     "conv_strassen",

@@ -68,6 +68,16 @@ def conv_stem(case: Case, dtype: DType, rank: int) -> None:
     case.emit("conv_stem", x, w, **attrs, dtype=dtype)
 
 
+@problem("conv_pointwise", FLOATS, rank=[1, 2, 3])
+def conv_pointwise(case: Case, dtype: DType, rank: int) -> None:
+    """Plain in, plain out: groups, and tiles with rows of no channel."""
+    groups, inputs, outputs, height = case.choice((1, 2)), case.choice((1, 3)), case.choice((1, 5, 8)), case.choice((2, 4, 6))
+    space = tuple(case.extent() for _ in range(rank))
+    x = case.operand(dtype, (case.extent(among=(0, 1, 2)), groups * inputs, *space))
+    w = case.operand(dtype, (groups, -(-outputs // height), inputs, height), constant=0.5)
+    case.emit("conv_pointwise", x, w, channels=groups * outputs, dtype=dtype)
+
+
 @problem("depthwise_blocked", FLOATS, rank=[1, 2, 3])
 def depthwise_blocked(case: Case, dtype: DType, rank: int) -> None:
     """A kernel for each channel."""
