@@ -230,9 +230,21 @@ class DirectConv:
             return
         with nest.loop(here) as offset:
             row: Shape = tuple(split_task(self.nest, first + offset, self.spatial[:-1])) if len(self.spatial) > 1 else ()
-            with nest.loop(tiles) as tile:
-                emit(height, row, tile * height)
-            self._rest(partial(emit, row=row), tiles)
+            if isinstance(self.columns, int):
+                for start, number, size in self.row_parts():
+                    with nest.loop(number) as tile:
+                        emit(size, row, start + tile * size)
+            else:
+                with nest.loop(tiles) as tile:
+                    emit(height, row, tile * height)
+                self._rest(partial(emit, row=row), tiles)
+
+    def row_parts(self) -> list[tuple[int, int, int]]:
+        """The tiles of a row of known length: for each height the first column, and how many tiles there are."""
+        columns, height = self.columns, self.tile.rows
+        assert isinstance(columns, int), columns
+        parts = [(0, columns // height, height), (columns // height * height, 1, columns % height)]
+        return [(start, number, size) for start, number, size in parts if number and size]
 
     def _in_last_chunk(self, chunks: DimLike, chunk: DimLike, emit: Callable[[], None]) -> None:
         """Runs ``emit`` in the last of a row's chunks."""

@@ -1,9 +1,10 @@
 """Depthwise convolution on blocked activations: every channel has its own kernel, lanes never mix.
 
-    for each kernel row:  w[0..kw) in registers
+    for each part of the kernel's columns, for each kernel row:  w[the part's taps] in registers
         for each input position that the tile reads:  x = one vector;  acc[column] += x * w[tap] for every column it serves
 
-A vector of input is loaded once per kernel row and serves up to kw columns, so loads stay below FMAs.
+A vector of input is loaded once per kernel row and part, and serves as many columns as the part has taps, so loads stay below FMAs.
+A wide kernel has several parts, whose loops are apart: in one, inputs that both read would take registers.
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from tcompile.codegen.cpu_tile import Accumulator, multiply_add
 from tcompile.codegen.draft import Scope
 from tcompile.codegen.scalar import cast, const
 from tcompile.codegen.templates import Built, template
-from tcompile.ir.blocking import depthwise_columns
+from tcompile.ir import dims
+from tcompile.ir.blocking import even_parts, row_tile
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind, Space
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import MANY_ROWS, Tile
+
+_SYMBOLIC_COLUMNS = 8  # of a tile, where the length of rows is not known
 
 
 class DepthwiseConv(DirectConv):
@@ -40,13 +44,20 @@ class DepthwiseConv(DirectConv):
         return False
 
     def _choose(self, lane_count: int) -> tuple[Tile, int]:
-        """Columns that leave registers for a row of the kernel."""
-        most = max(self.target.vector_registers - self.kernel[-1] - 2, 1)
-        if not isinstance(self.columns, int):
-            return Tile(max(size for size in (8, 4, 2, 1) if size <= most), 1, lane_count), 1
-        length = min(max(self.columns, 1), 4 * MANY_ROWS)
-        height = depthwise_columns(self.target, length, most, self.kernel[-1], self.core.attrs["strides"][-1])
-        return Tile(height, 1, lane_count), 1
+        """Columns and a part of a row of the kernel that fill the registers."""
+        attrs, width, rows = self.core.attrs, max(self.kernel[-1], 1), dims.product(self.kernel[:-1])
+        choose = partial(row_tile, self.target, rows=rows, kernel=width, stride=attrs["strides"][-1], dilation=attrs["dilation"][-1])
+        if isinstance(self.columns, int):
+            found = choose(min(max(self.columns, 1), 4 * MANY_ROWS))
+        else:
+            found = choose(_SYMBOLIC_COLUMNS, chosen=True)
+        self.taps_a_turn = found.taps
+        return Tile(found.columns, 1, lane_count), 1
+
+    def row_parts(self) -> list[tuple[int, int, int]]:
+        """Equal tiles: one of few columns would wait for its sums."""
+        assert isinstance(self.columns, int), self.columns
+        return even_parts(self.columns, self.tile.rows)
 
     def _tile(self, image: DimLike, block: DimLike, blocks: int, height: int, row: Shape, start: DimLike) -> None:
         with self.nest.loop(self.block // self.tile.lanes) as part:
@@ -64,7 +75,7 @@ class DepthwiseConv(DirectConv):
             first = part * self.tile.lanes
             stage.put(self._sums(stage.image, stage.block, first, height, row, start), at, first)
 
-    def _sums(self, image: DimLike, block: DimLike, first: DimLike, height: int, row: Shape, start: DimLike) -> Accumulator:
+    def _sums(self, image: DimLike, block: DimLike, first: DimLike, height: int, row: Shape, start_of_row: DimLike) -> Accumulator:
         """The sums of the lanes from ``first`` of a tile."""
         nest, tile = self.nest, Tile(height, 1, self.tile.lanes)
         acc = Accumulator(nest.alloc(self.dtype, (height, 1, tile.lanes), Space.REGISTER), tile, self.dtype)
@@ -72,31 +83,40 @@ class DepthwiseConv(DirectConv):
             initial = const(0, self.dtype) if self.bias is None else nest.let(self.bias(block, first + lane), "bias")
             for column in range(height):
                 nest.store(acc.buffer, (column, 0, lane), initial)
-        with nest.loops(self.kernel[:-1]) as outer, nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane:
-            self._kernel_row(acc, partial(self._input, image, block, row, start, outer), (block, *outer), first + lane, lane)
+        for start, number, size in even_parts(self.kernel[-1], self.taps_a_turn):
+            with (
+                nest.loop(number) as part,
+                nest.loops(self.kernel[:-1]) as outer,
+                nest.loop(tile.lanes, LoopKind.VECTOR, tile.lanes) as lane,
+            ):
+                tap = start + part * size
+                source = partial(self._input, image, block, row, start_of_row, (*outer, tap))
+                self._part_of_row(acc, source, (block, *outer), tap, size, first + lane, lane)
         return acc
 
-    def _kernel_row(self, acc: Accumulator, source, weights: Shape, channel: DimLike, lane: DimLike) -> None:
-        """One row of the kernel over the tile, in the order of input positions."""
-        nest, width, height = self.nest, self.kernel[-1], acc.tile.rows
+    def _part_of_row(self, acc: Accumulator, source, weights: Shape, first: DimLike, taps: int, channel: DimLike, lane: DimLike) -> None:
+        """``taps`` elements of a row of the kernel from ``first`` over the tile, in the order of input positions; where there are few
+        columns, in an order where each is added to once before any is added to again, so that none waits for its last term."""
+        nest, height = self.nest, acc.tile.rows
         stride, dilation = self.core.attrs["strides"][-1], self.core.attrs["dilation"][-1]
-        taps = [nest.let(cast(self._weight((*weights, tap), channel), self.dtype), "w") for tap in range(width)]
+        held = [nest.let(cast(self._weight((*weights, first + tap), channel), self.dtype), "w") for tap in range(taps)]
         uses: dict[int, list[tuple[int, int]]] = {}
         for column in range(height):
-            for tap in range(width):
+            for tap in range(taps):
                 uses.setdefault(column * stride + tap * dilation, []).append((column, tap))
-        for position, served in sorted(uses.items()):
+        apart = taps if height <= self.target.fma_ports * self.target.fma_latency else 1
+        for position, served in sorted(uses.items(), key=lambda use: (use[0] % apart, use[0])):
             x = nest.let(cast(source(position, channel), self.dtype), "x")
             for column, tap in served:
-                nest.store(acc.buffer, (column, 0, lane), multiply_add(x, taps[tap], acc.at(column, 0, lane)))
+                nest.store(acc.buffer, (column, 0, lane), multiply_add(x, held[tap], acc.at(column, 0, lane)))
 
     def _weight(self, index: Shape, channel: DimLike) -> Expr:
         return Load(self.draft.read(self.w), (ravel((*index, channel), self.w.shape),), self.w.dtype)
 
     def _input(self, image: DimLike, block: DimLike, row: Shape, start: DimLike, tap: Shape, position: int, channel: DimLike) -> Expr:
-        attrs = self.core.attrs
-        outer = tuple(r * s + k * d for r, s, k, d in zip(row, attrs["strides"], tap, attrs["dilation"], strict=False))
-        return self.draft.element(self.x, (image, block, *outer, start * attrs["strides"][-1] + position, channel))
+        """The input ``position`` elements behind that of the tile's first column under a kernel position."""
+        at = self._source((*row, start), tap)
+        return self.draft.element(self.x, (image, block, *at[:-1], at[-1] + position, channel))
 
 
 @template("depthwise_blocked")

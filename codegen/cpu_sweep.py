@@ -148,7 +148,7 @@ def _rest(conv: DirectConv, stage: Stage, rest: int, start: int) -> None:
 def _swept_rows(
     conv: DirectConv, positions: int, image: DimLike, block: DimLike, blocks: int, first: DimLike, count: DimLike, last_chunk
 ) -> None:
-    nest, height, columns = conv.nest, conv.tile.rows, conv.columns
+    nest, columns = conv.nest, conv.columns
     group = max(positions // columns, 1)
     group = min(group, conv.rows) if isinstance(conv.rows, int) and conv.rows else group
     stage = Stage(conv, nest.alloc(conv.dtype, (blocks * group * columns * conv.block,)), group * columns, image, block, blocks)
@@ -161,9 +161,8 @@ def _swept_rows(
         here = dims.minimum(group, count - number * group, nest.ranges)
         with nest.loop(here) as offset:
             outer = row(start + offset)
-            with nest.loop(columns // height) as tile:
-                conv.stage_tile(stage, height, outer, tile * height, offset * columns + tile * height)
-            rest = columns % height
-            if rest:
-                conv.stage_tile(stage, rest, outer, columns - rest, offset * columns + columns - rest)
+            for first_column, tiles, size in conv.row_parts():
+                with nest.loop(tiles) as tile:
+                    at = first_column + tile * size
+                    conv.stage_tile(stage, size, outer, at, offset * columns + at)
         stage.sweep_rows(here, lambda offset: row(start + offset))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tcompile.ir.choices import Option, choose
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import FMA, LOAD_SHARE, Step, Tile, around_cycles, step_cycles
@@ -10,7 +12,7 @@ TASK_ROWS = 128  # of a matrix product, where there are many
 _FEWEST_ROWS = 32  # that are worth keeping in the L2 cache: fewer would read the other matrix too often
 _ROW_REFILL = 200.0  # bytes of a row that cost a cycle where they come from behind the L2 cache: it is read in order
 _PACK_CYCLES = 6.0  # of one vector of a panel
-_KERNEL_ROW_CYCLES = 3.0  # around a row of a depthwise kernel
+_KERNEL_ROW_CYCLES = 2.0  # around a row of a depthwise kernel, or a part of one
 _L1_REFILL = 200.0  # bytes of weights that cost a cycle where they come from the L2 cache; most of their way is hidden
 _L2_REFILL = 64.0  # where they come from behind it
 _PARTIAL_CYCLES = 4.0  # of one vector of partial sums in each pass
@@ -51,16 +53,52 @@ def pass_cycles(target: Target, tile: Tile, blocks: int, depth: int, terms: int,
     return each * terms * blocks + passes * around_cycles(target, tile.rows, tile.vectors, step) + moved
 
 
-def depthwise_columns(target: Target, columns: int, most: int, kernel: int, stride: int) -> int:
-    """Columns of a tile of a depthwise convolution, at most ``most``, whose kernel has ``kernel`` elements in a row."""
+@dataclass(frozen=True)
+class RowTile:
+    """A tile of a row of outputs, one vector wide: ``columns`` of them at most, by ``taps`` elements of a row of the kernel at a
+    time at most, whose weights are in registers."""
 
-    def row(count: int) -> float:
-        loads = (count - 1) * stride + 2 * kernel  # inputs and weights
-        return max(count * kernel / target.fma_ports, loads / (LOAD_SHARE * target.load_ports)) + _KERNEL_ROW_CYCLES
+    columns: int
+    taps: int
 
-    def cycles(count: int) -> float:
-        full, rest = divmod(columns, count)
-        return full * row(count) + (row(rest) if rest else 0.0)
 
-    options = (Option(f"{count} columns", cycles(count), count) for count in range(1, min(most, columns) + 1))
+def even_parts(total: int, most: int) -> list[tuple[int, int, int]]:
+    """The fewest parts of at most ``most``, as equal as can be: (start, how many, size of each) for the larger and the smaller."""
+    number = -(-total // most)
+    if not number:
+        return []
+    size = -(-total // number)
+    larger = total - number * (size - 1)
+    parts = [(0, larger, size), (larger * size, number - larger, size - 1)]
+    return [part for part in parts if part[1]]
+
+
+def row_tile(target: Target, columns: int, rows: int, kernel: int, stride: int, dilation: int, *, chosen: bool = False) -> RowTile:
+    """The tile of a convolution of one vector of outputs, whose kernel has ``rows`` rows of ``kernel`` elements, and whose output rows
+    are cut into equal tiles. ``chosen``: of ``columns`` exactly."""
+
+    def loads(count: int, taps: int) -> int:
+        inputs = {column * stride + tap * dilation for column in range(count) for tap in range(taps)}
+        return len(inputs) + taps
+
+    def row(count: int, most: int) -> float:
+        parts = even_parts(kernel, most)
+        read = sum(number * loads(count, taps) for _, number, taps in parts)
+        # a sum waits for its own last term
+        busy = max(count * kernel / target.fma_ports, kernel * target.fma_latency, read / (LOAD_SHARE * target.load_ports))
+        return busy + _KERNEL_ROW_CYCLES * sum(number for _, number, _ in parts)
+
+    def cycles(count: int, taps: int) -> float:
+        return sum(number * row(size, taps) for _, number, size in even_parts(columns, count))
+
+    most = 3 * target.fma_ports * target.fma_latency // 2  # more than hide the latency only need registers
+    heights = [columns] if chosen else sorted({-(-columns // number) for number in range(-(-columns // most), columns + 1)})
+    # the parts of a single row lie in one loop where they are not equal
+    widths = dict.fromkeys(-(-kernel // number) for number in range(1, kernel + 1) if rows > 1 or kernel % number == 0)
+    options = (
+        Option(f"{count} columns by {taps}", cycles(count, taps), RowTile(count, taps))
+        for count in heights
+        for taps in widths
+        if count + taps < target.vector_registers or (count == 1 and taps == 1)
+    )
     return choose("depthwise tile", options)

@@ -17,6 +17,15 @@ def normal(*shape):
 
 
 @pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4", "aarch64-linux"])
+def test_a_wide_kernel_on_other_targets(target):
+    """Its rows are taken in parts of different widths."""
+    b = Builder()
+    x = b.input("x", F32, (1, 2, 8, 35, 16))
+    y = b.emit("depthwise_blocked", x, b.constant(normal(2, 5, 17, 16)), strides=(1, 1), dilation=(1, 1), dtype=F32)
+    assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}, target) == ["depthwise"]
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4", "aarch64-linux"])
 def test_other_targets(target):
     b = Builder()
     x = b.input("x", F32, (1, 2, 5, 14, 16))
@@ -32,6 +41,12 @@ def test_other_targets(target):
         ((7, 8), (5, 5), (1, 2), (1, 1)),
         ((9, 12), (3, 3), (1, 1), (2, 2)),
         ((20,), (3,), (1,), (1,)),
+        ((70,), (21,), (1,), (1,)),
+        ((60,), (13,), (2,), (3,)),
+        ((18, 41), (17, 19), (1, 1), (1, 1)),
+        ((9, 67), (7, 11), (2, 2), (1, 1)),
+        ((15, 33), (4, 7), (1, 1), (3, 2)),
+        ((31, 31), (31, 31), (1, 1), (1, 1)),
         ((3, 4, 5), (2, 3, 2), (1, 1, 1), (1, 1, 1)),
     ],
 )

@@ -66,6 +66,10 @@ LAYERS = {
     "stem": (_conv(112, 3, 7, 2), "conv", 8),
     "depthwise": (_conv(groups=64), "depthwise", 20),
     "depthwise strided": (_conv(groups=64, stride=2), "depthwise", 20),
+    "depthwise 5x5": (_conv(kernel=5, groups=64), "depthwise", 45),
+    "depthwise 5x5 strided": (_conv(kernel=5, groups=64, stride=2), "depthwise", 35),
+    "depthwise 7x7": (_conv(kernel=7, groups=64), "depthwise", 40),
+    "depthwise 13x13": (_conv(kernel=13, groups=64), "depthwise", 40),
     "matrix": (_dot(128), "gemm", 12),
     "vector": (_dot(1), "gemm", 7),
 }

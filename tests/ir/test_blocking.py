@@ -2,7 +2,7 @@
 
 import pytest
 
-from tcompile.ir.blocking import conv_pass, depthwise_columns, pass_cycles, task_rows
+from tcompile.ir.blocking import conv_pass, even_parts, pass_cycles, row_tile, task_rows
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import Tile, attention_tiles, best_tile
 
@@ -56,9 +56,29 @@ def test_attention_of_many_keys_reads_them_for_several_rows():
     assert min(first.rows, second.rows) >= 4
 
 
-@pytest.mark.parametrize(
-    ("columns", "most", "kernel", "stride", "expected"),
-    [(56, 11, 3, 1, 10), (112, 11, 3, 1, 11), (14, 9, 5, 1, 7), (28, 9, 5, 1, 7), (7, 9, 5, 1, 7), (1, 9, 5, 2, 1)],
-)
-def test_depthwise_tiles_leave_small_rests(columns, most, kernel, stride, expected):
-    assert depthwise_columns(TARGET, columns, most, kernel, stride) == expected
+@pytest.mark.parametrize(("columns", "kernel", "stride"), [(56, 3, 1), (112, 3, 2), (28, 5, 1), (28, 31, 1), (33, 9, 1), (96, 1, 1)])
+def test_depthwise_tiles_hide_the_latency_of_additions(columns, kernel, stride):
+    """And stay in registers, beside the weights and one input."""
+    tile = row_tile(TARGET, columns, kernel, kernel, stride, 1)
+    smallest = min(size for _, _, size in even_parts(columns, tile.columns))
+    assert smallest >= TARGET.fma_ports * TARGET.fma_latency
+    assert tile.columns + tile.taps + 1 <= TARGET.vector_registers
+
+
+@pytest.mark.parametrize(("columns", "kernel"), [(1, 1), (7, 5), (14, 3), (0, 3)])
+def test_few_columns_are_one_row_or_equal_parts(columns, kernel):
+    tile = row_tile(TARGET, max(columns, 1), kernel, kernel, 1, 1)
+    assert tile.columns <= max(columns, 1)
+    assert tile.columns + tile.taps + 1 <= TARGET.vector_registers
+
+
+def test_a_single_row_of_a_kernel_is_cut_into_equal_parts():
+    """Two unequal ones would be one loop, whose common inputs take registers."""
+    assert 14 % row_tile(TARGET, 64, 1, 14, 1, 1).taps == 0
+
+
+@pytest.mark.parametrize(("total", "most"), [(0, 3), (1, 3), (28, 10), (14, 13), (56, 12), (7, 7), (31, 6)])
+def test_even_parts_cover_all_once(total, most):
+    covered = [start + k * size + j for start, number, size in even_parts(total, most) for k in range(number) for j in range(size)]
+    assert covered == list(range(total))
+    assert all(size <= most for _, _, size in even_parts(total, most))
