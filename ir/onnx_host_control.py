@@ -36,6 +36,12 @@ def _graph(node: onnx.NodeProto, name: str) -> onnx.GraphProto:
     return found[0]
 
 
+def _need_count(count: int, needed: int, who: str, what: str) -> None:
+    """Raises InvalidModelError for another number of inputs or outputs than the node needs."""
+    if count != needed:
+        raise InvalidModelError(f"{who} {count} {what}, and needs {needed}")
+
+
 def _outputs(node: onnx.NodeProto) -> tuple[str | None, ...]:
     return tuple(name or None for name in node.output)
 
@@ -52,6 +58,8 @@ def _branch(shared: HostImport, node: onnx.NodeProto, label: str, names: Names, 
         types.append(given)
     if any(None in given for given in types):
         return None, {}
+    _need_count(len(node.input), 1, "If has", "inputs")
+    _need_count(len(types[1]), len(types[0]), "else_branch has", "outputs")
     joined = [join(a, b) for a, b in zip(*types, strict=True)]
     return Branch(label, node.input[0], *blocks, _outputs(node)), _typed(node, joined)
 
@@ -61,6 +69,9 @@ def _repeat(shared: HostImport, node: onnx.NodeProto, label: str, names: Names, 
     trip, condition, *carried = inputs
     types = [names.type_of(name) for name in carried]
     formal = [info.name for info in body.input]
+    _need_count(len(formal), 2 + len(types), "the body has", "inputs")
+    if len(body.output) < 1 + len(types):
+        raise InvalidModelError(f"the body has {len(body.output)} outputs, and needs a condition and {len(types)} carried values")
     for _ in range(_MAX_ROUNDS):
         segments = len(shared.segments)
         given = dict(zip(formal, (tensor(INT64, []), tensor(BOOL, []), *types), strict=True))
@@ -79,6 +90,7 @@ def _repeat(shared: HostImport, node: onnx.NodeProto, label: str, names: Names, 
 
 def _for_each(shared: HostImport, node: onnx.NodeProto, label: str, names: Names, place: Place) -> Found:
     body, types = _graph(node, "body"), [names.type_of(name) for name in node.input]
+    _need_count(len(body.input), len(types), "the body has", "inputs")
     rows = [element_of(type_) if type_.HasField("sequence_type") else type_ for type_ in types]
     given = dict(zip((info.name for info in body.input), map(_without_sharing, rows), strict=True))
     block, results = cut(shared, body, names, given, place)

@@ -106,7 +106,7 @@ def specified_error(node: onnx.NodeProto, schema: onnx.defs.OpSchema | None, inp
 
 
 def function_body(node: onnx.NodeProto, schema: onnx.defs.OpSchema | None, opset: int, inputs: Sequence[Any]) -> onnx.FunctionProto | None:
-    """The function by which ONNX defines an operator, for this node's operands."""
+    """The function by which ONNX defines an operator, for this node's operands; None where it has none, or none for them."""
     if schema is None:
         return None
     if schema.has_function:
@@ -116,7 +116,8 @@ def function_body(node: onnx.NodeProto, schema: onnx.defs.OpSchema | None, opset
     if not versions:
         return None
     types = [_type_proto(item).SerializeToString() for item in inputs]
-    return _parsed_function(schema.get_context_dependent_function_with_opset_version(max(versions), node.SerializeToString(), types))
+    found = _parsed_function(schema.get_context_dependent_function_with_opset_version(max(versions), node.SerializeToString(), types))
+    return found if found.output else None
 
 
 def _parsed_function(data: bytes) -> onnx.FunctionProto:

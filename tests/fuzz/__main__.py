@@ -1,9 +1,14 @@
-"""Long runs: ``python -m tests.fuzz --examples N [--seed S] [--bounds]`` draws graphs, ``--mutants N [--files FOLDER]`` mutates files."""
+"""Long runs, of ``python -m tests.fuzz`` with another ``--seed`` each.
+
+``--examples N [--bounds]`` draws graphs, ``--mutants N [--files FOLDER]`` mutates files, ``--descriptors N`` what the runtime in C reads.
+"""
 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -11,6 +16,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from tests.fuzz.descriptors import build, open_mutants
 from tests.fuzz.graphs import check, draw_graph
 from tests.fuzz.mutants import replay, run_mutants
 
@@ -20,6 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=0)
     parser.add_argument("--mutants", type=int, default=0)
+    parser.add_argument("--descriptors", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--bounds", action="store_true", help="compile with every access checked")
     parser.add_argument("--files", type=Path, action="append", default=[], help="models to mutate, beside those of onnx")
@@ -29,8 +36,21 @@ def main() -> int:
     if arguments.replay:
         replay(arguments.replay)
     failed = bool(arguments.mutants) and not run_mutants(arguments)
+    failed |= bool(arguments.descriptors) and not run_descriptors(arguments.descriptors, arguments.seed)
     failed |= bool(arguments.examples) and not run_graphs(arguments.examples, arguments.seed, bounds=arguments.bounds)
     return int(failed)
+
+
+def run_descriptors(count: int, seed: int) -> bool:
+    """Opens mutated descriptors in C; prints what became of them, or what the sanitizer says."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            said = open_mutants(build(Path(folder)), Path(folder), count, seed)
+        except subprocess.CalledProcessError as error:
+            print(error.stderr)
+            return False
+    print("\n".join(f"{name}: {line}" for name, line in said.items()))
+    return True
 
 
 def run_graphs(examples: int, number: int, *, bounds: bool) -> bool:

@@ -277,6 +277,41 @@ def test_a_value_that_nothing_defines_is_named():
         import_program(model)
 
 
+SAME = "{ z = StringConcat(a, a) }"
+BODIES = {
+    "SequenceMap": (
+        "seq(string[n]) s, string[n] a",
+        "seq(string[n]) y",
+        f"y = SequenceMap <body = b (string[n] x) => (string[n] z) {SAME}> (s, a)",
+    ),
+    "Loop": ("string[n] a, int64 k, bool c", "string[n] y", "y = Loop <body = b (int64 i) => (bool d) { d = Not(c) }> (k, c, a)"),
+    "If": (
+        "string[n] a, bool c",
+        "string[n] y",
+        f"y = If (c) <then_branch = t () => (string[n] z) {SAME}, else_branch = e () => () {{}}>",
+    ),
+}
+
+
+@pytest.mark.parametrize("op", BODIES)
+def test_blocks_of_other_values_than_the_node_needs_are_invalid(op):
+    inputs, outputs, node = BODIES[op]
+    model = parsed(f"g ({inputs}) => ({outputs}) {{ {node} }}")
+    with pytest.raises(InvalidModelError, match=rf"{op} #0 .* (needs|and needs) "):
+        import_program(model)
+
+
+def test_attributes_that_an_operators_definition_does_not_take_are_refused():
+    attributes = 'kv_num_heads = 7, q_num_heads = 4, update_rule = "delta"'  # 7 does not divide 32
+    body = f"""g (float[2, 4, 32] q, float[2, 4, 32] k, float[2, 4, 32] v, float[2, 4, 4] b) => (float[2, 4, 32] y, float[2, 4, 8, 8] s) {{
+        y, s = LinearAttention <{attributes}> (q, k, v, "", "", b)
+    }}"""
+    if onnx.defs.onnx_opset_version() < 27:
+        pytest.skip("this onnx has no LinearAttention")
+    with pytest.raises(UnsupportedError, match="LinearAttention"):
+        import_program(parsed(body, '"" : 27'))
+
+
 def test_shapes_of_what_is_no_input_are_refused():
     model = parsed("g (string[n] a) => (string[n] s) { s = StringConcat(a, a) }")
     with pytest.raises(InputError, match="no input 'b'"):
