@@ -5,7 +5,7 @@
             packed[word][positions] = the codes of the pass under the kernel, four bytes each
             for each output:
                 acc[vectors of positions] = its offset, or the sums of the pass before
-                for each group of entries:   acc += halves of the sum over them of  pairs4(packed[place], entry)
+                for each group of entries:  acc += halves of the sum over them of  pairs4(packed[place], entry)
         the sums of L outputs at L positions, transposed;  epilogue;  store
 
 Lanes are positions: so every output has groups of its own, and an entry is a scalar. Tables of entries are data: no number in them
@@ -25,17 +25,19 @@ from tcompile.codegen.scalar import cast, compare, const, index_value, op, selec
 from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Shape
-from tcompile.ir.dtypes import I32, I64, U8
+from tcompile.ir.dtypes import I32, I64, U16
 from tcompile.ir.graph import Node
 from tcompile.ir.loops import Expr, Load, LoopKind, Space
-from tcompile.ir.ops_bytes import GROUPS, MOST_WORDS
+from tcompile.ir.ops_bytes import POSITIONS
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import lanes
 
 MIN_TASKS = 8
 FEWEST_OUTPUTS = 64  # of a task, where it has few: each task makes its own copies
 MOST_VECTORS = 8  # of a tile: more leave no registers for weights
+_ROOM = 2**16 + POSITIONS  # words of a tile's copies, of which a place is any
 _MOST_LANES = 8
+_TOGETHER = 2  # vectors, whose codes lie in one line of the cache
 _ONES = 0x00010001
 
 
@@ -53,7 +55,7 @@ class BytesConv:
         self.images, self.blocks, *spatial, self.block = self.core.output.shape
         self.spatial: Shape = tuple(spatial)
         self.positions = dims.product(self.spatial)
-        self.kernel, self.depth = self.core.attrs["kernel"], self.core.attrs["depth"]
+        self.kernel, self.depth, self.size = (self.core.attrs[name] for name in ("kernel", "depth", "size"))
         self.words = self.x.shape[-1] // 4  # of an input block
         self.total = self.x.shape[1] * dims.product(self.kernel) * self.words
         self.lanes = min(lanes(target, I32), _MOST_LANES)
@@ -62,7 +64,7 @@ class BytesConv:
         self.tiles = dims.ceildiv(self.vectors, MOST_VECTORS, self.nest.ranges)
         self.most = -(-self.vectors // self.tiles) if self._is_known() else MOST_VECTORS  # vectors of a tile
         self.draft.flops = 2 * self.core.output.type.size * self.total * 4
-        self.draft.tags |= {"tile": f"1x{self.most}x{self.lanes}", "passes": str(self.passes)}
+        self.draft.tags |= {"tile": f"1x{self.most}x{self.lanes}", "groups": str(self.size), "passes": str(self.passes)}
 
     def _is_known(self) -> bool:
         return isinstance(self.vectors, int) and self.vectors > 0
@@ -78,7 +80,7 @@ class BytesConv:
             self.image, tile, group = split_task(nest, task, (self.images, self.tiles, groups))
             self.lowest = group * per_group
             self.count = dims.minimum(per_group, self.outputs - self.lowest, nest.ranges)
-            self.packed = nest.alloc(I32, (MOST_WORDS * self.most * self.lanes,))  # there is room for any place
+            self.packed = nest.alloc(I32, (_ROOM,))
             kept = per_group if self.passes > 1 else self.lanes
             self.sums = nest.alloc(I32, (kept * self.most * self.lanes,))
             if self._is_known():
@@ -156,7 +158,7 @@ class BytesConv:
         with self.nest.loop(count) as part:
             block, *tap = unravel(start + part, (self.x.shape[1], *self.kernel), self.nest.ranges)
             rows = [self._source(place, block, tuple(tap), 0) for place in places]
-            self._pack_words(rows, self.words, at + part * (self.words * self.height * self.lanes))
+            self._pack_words(rows, self.words, at + part * (self.words * POSITIONS))
 
     def _positions(self, vector: DimLike) -> Iterator[Shape]:
         """The coordinates of the positions of a vector, the last one again behind the end."""
@@ -181,7 +183,6 @@ class BytesConv:
     def _pack_words(self, rows: list[DimLike], count: int, at: DimLike) -> None:
         """``count`` words of codes of L positions, whose words of two halves begin at ``rows``: squares of these are transposed."""
         nest, width = self.nest, self.lanes
-        row = self.height * width
         with nest.loop(2 * count // width) as part:
             square = nest.alloc(I32, (width, width), Space.REGISTER)
             with nest.loop(width, LoopKind.VECTOR, width) as lane:
@@ -189,12 +190,12 @@ class BytesConv:
                     nest.store(square, (position, lane), self._halves(rows[position] + part * width + lane))
                 for word in range(width // 2):
                     halves = [Load(square, (lane, 2 * word + k), I32) for k in (0, 1)]
-                    nest.store(self.packed, at + (part * (width // 2) + word) * row + lane, _bytes(*halves))
+                    nest.store(self.packed, at + (part * (width // 2) + word) * POSITIONS + lane, _bytes(*halves))
         done = 2 * count // width * width // 2
         for position in range(width):
             with nest.loop(count - done) as word:
                 halves = (self._halves(rows[position] + 2 * (done + word) + k) for k in (0, 1))
-                nest.store(self.packed, at + (done + word) * row + position, _bytes(*halves))
+                nest.store(self.packed, at + (done + word) * POSITIONS + position, _bytes(*halves))
 
     def _halves(self, place: DimLike) -> Expr:
         """Two codes of the input as halves of 0..255."""
@@ -206,16 +207,14 @@ class BytesConv:
     def _output(self, number: int, output: DimLike, kept: DimLike) -> None:
         """The sums of an output of one pass, kept from an element of the buffer on."""
         nest, width, height = self.nest, self.lanes, self.height
+        entry, groups = self._find_entries(number, output)
         acc = nest.alloc(I32, (height, width), Space.REGISTER)
         with nest.loop(width, LoopKind.VECTOR, width) as lane:
             for vector in range(height):
                 before = Load(self.sums, (kept + vector * width + lane,), I32) if number else self._offset(output)
                 nest.store(acc, (vector, lane), before)
-        entry, *counts = self._find_entries(number, output)
-        for size, count in zip(GROUPS, counts, strict=True):
-            with nest.loop(count) as group:
-                self._add(acc, [entry + size * group + k for k in range(size)])
-            entry = entry + size * count
+        with nest.loop(groups) as group:
+            self._add(acc, [entry + self.size * group + k for k in range(self.size)])
         with nest.loop(width, LoopKind.VECTOR, width) as lane:
             for vector in range(height):
                 nest.store(self.sums, kept + vector * width + lane, Load(acc, (vector, lane), I32))
@@ -223,32 +222,34 @@ class BytesConv:
     def _offset(self, output: DimLike) -> Expr:
         return Load(self.draft.read(self.offsets), (output,), I32)
 
-    def _find_entries(self, number: int, output: DimLike) -> list[DimLike]:
-        """Where the entries of an output begin and how many groups of each size it has; none where the table leaves the entries."""
+    def _find_entries(self, number: int, output: DimLike) -> tuple[DimLike, DimLike]:
+        """Where the entries of an output begin and how many groups it has; none where the table leaves the entries."""
         nest, table, most = self.nest, self.draft.read(self.starts), self.entries.shape[0]
-        columns = range(1 + len(GROUPS))
-        row = [nest.let(cast(Load(table, (ravel((number, output, k), self.starts.shape),), I32), I64), "n") for k in columns]
-        end, signs = row[0], row[0]
-        for size, count in zip(GROUPS, row[1:], strict=True):
-            end, signs = op("add", end, op("mul", count, const(size, I64))), op("or", signs, count)
-        valid = nest.let(op("and", op("le", end, const(most, I64)), op("ge", signs, const(0, I64))), "v")
-        sizes = zip((1, *GROUPS), row, strict=True)
-        return [nest.let_index(select(valid, value, const(0, I64)), Range(0, most // size)) for size, value in sizes]
+        at = ravel((number, output, 0), self.starts.shape)
+        start, count = (nest.let(cast(Load(table, (at + k,), I32), I64), "n") for k in (0, 1))
+        end = op("add", start, op("mul", count, const(self.size, I64)))
+        inside = op("and", op("le", end, const(most, I64)), op("ge", op("or", start, count), const(0, I64)))
+        valid = nest.let(inside, "v")
+        entry, groups = (select(valid, value, const(0, I64)) for value in (start, count))
+        return nest.let_index(entry, Range(0, most)), nest.let_index(groups, Range(0, most // self.size))
 
     def _add(self, acc: str, entries: list[DimLike]) -> None:
         """Adds the products of a group of entries, whose sums fit 16 bits."""
         nest, width, height = self.nest, self.lanes, self.height
         table, words = self.draft.read(self.places), self.draft.words(self.entries)
-        places = [nest.let_index(cast(Load(table, (entry,), U8), I64), Range(0, MOST_WORDS - 1)) for entry in entries]
+        places = [nest.let_index(cast(Load(table, (entry,), U16), I64), Range(0, 2**16 - 1)) for entry in entries]
         weights = [nest.let(Load(words, (entry,), I32), "b") for entry in entries]
         with nest.loop(width, LoopKind.VECTOR, width) as lane:
-            for vector in range(height):
-                total: Expr | None = None
+            for first in range(0, height, _TOGETHER):
+                vectors = range(first, min(first + _TOGETHER, height))
+                totals: dict[int, Expr] = {}
                 for place, weight in zip(places, weights, strict=True):
-                    codes = Load(self.packed, ((place * height + vector) * width + lane,), I32)
-                    products = op("pairs4", codes, weight)
-                    total = products if total is None else op("add2", total, products)
-                nest.store(acc, (vector, lane), op("dot2", total, const(_ONES, I32), Load(acc, (vector, lane), I32)))
+                    codes = {v: nest.let(Load(self.packed, (place + v * width + lane,), I32), "c") for v in vectors}
+                    for v in vectors:
+                        products = op("pairs4", codes[v], weight)
+                        totals[v] = nest.let(op("add2", totals[v], products) if v in totals else products, "h")
+                for v in vectors:
+                    nest.store(acc, (v, lane), op("dot2", totals[v], const(_ONES, I32), Load(acc, (v, lane), I32)))
 
     # Results ------------------------------------------------------------------------------------------
 

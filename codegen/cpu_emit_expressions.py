@@ -240,7 +240,7 @@ class Expressions:
         narrow = is_narrow(buffer.dtype)
         rows = [self.register(buffer, (k, 0)) for k in range(buffer.lanes)]
         raw = [self.casts.bits(value, buffer.dtype) for value in rows] if narrow else rows
-        made = transpose.columns(self.fn, raw, storage_type(buffer.dtype))[self._constant(buffer, column)]
+        made = transpose.columns(self.fn, raw, storage_type(buffer.dtype), 8 * buffer.dtype.bytes)[self._constant(buffer, column)]
         return Value(None, made.depth, made.lanes, made.name) if narrow else made
 
     def write_register(self, buffer: Registers, indices, value: Value, mask: Value | None) -> None:

@@ -1,7 +1,9 @@
-"""A square of vectors read by columns: log2 W rounds of shuffles, each exchanging the off-diagonal blocks of half the size.
+"""A square of vectors read by columns: rounds of shuffles over 128 bits, then of such as interleave inside of 128 bits.
 
 a b      a c        lane l of row r        lane r of row l
-c d  ->  b d        with blocks of W/2, then of W/4, ... 1
+c d  ->  b d        with blocks of half of the lanes, then of a quarter, ... down to 128 bits
+
+a0 a1 a2 a3  ->  a0 b0 a1 b1 and a2 b2 a3 b3    of neighbouring rows, then of neighbouring results with units twice as large
 """
 
 from __future__ import annotations
@@ -11,17 +13,33 @@ from collections.abc import Sequence
 from tcompile.codegen.cpu_emit_function import Function
 from tcompile.codegen.cpu_emit_values import Value, vector
 
+_BITS = 128  # which instructions interleave
 
-def columns(fn: Function, rows: Sequence[Value], scalar: str) -> list[Value]:
-    """The transpose of as many vectors as each has lanes, a power of two. Shuffles that are not used are dropped by LLVM."""
-    found = list(rows)
+
+def columns(fn: Function, rows: Sequence[Value], scalar: str, bits: int) -> list[Value]:
+    """The transpose of as many vectors as each has lanes, a power of two, of ``bits`` bits. LLVM drops shuffles that are not used."""
+    found, some = list(rows), min(_BITS // bits, len(rows))
     step = len(rows) // 2
-    while step:
+    while step >= some:
         for k in range(len(rows)):
             if not k & step:
                 found[k], found[k + step] = _exchange(fn, found[k], found[k + step], step, scalar)
         step //= 2
-    return found
+    return [value for k in range(0, len(found), some) for value in _interleaved(fn, found[k : k + some], 1, scalar)]
+
+
+def _interleaved(fn: Function, rows: list[Value], unit: int, scalar: str) -> list[Value]:
+    """The columns of as many rows as 128 bits have units of ``unit`` lanes."""
+    if len(rows) == 1:
+        return rows
+    lanes, part = rows[0].lanes, len(rows) * unit
+    halves = []
+    for start in (0, part // 2):
+        units = range(start, start + part // 2, unit)
+        order = [base + at + k + b * lanes for base in range(0, lanes, part) for at in units for b in (0, 1) for k in range(unit)]
+        found = [_shuffle(fn, a, b, order, scalar) for a, b in zip(rows[::2], rows[1::2], strict=True)]
+        halves += _interleaved(fn, found, 2 * unit, scalar)
+    return halves
 
 
 def _exchange(fn: Function, a: Value, b: Value, step: int, scalar: str) -> tuple[Value, Value]:

@@ -2,13 +2,14 @@
 
 An entry has two sums of two products u * w each (u of 0..255), which are added to those of the other entries of its group. They stay
 within i16 where the positive weights add up to 128 at most, and the negative ones: those are an entry's four *loads*. So groups are
-bins of a packing problem, of four capacities and at most four entries:
+bins of a packing problem, of four capacities and at most ``size`` entries:
 
-    1. of an entry too large for itself, the weights are halved and make two entries
+    1. of a word of weights too large for an entry, the weights are halved and make two entries
     2. each entry, the largest first, gets into the first bin with room for it
-    3. a bin of one entry gets a second one of zeros
+    3. entries of zeros fill the bins
 
-The outputs of a matrix are independent; they are packed at once.
+The outputs of a matrix are independent; they are packed at once. The four loads, and the room that a bin has for them, are lanes of
+16 bits of one integer, so that one subtraction compares them all.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tcompile.ir.ops_bytes import GROUPS
+from tcompile.ir.ops_bytes import POSITIONS
 
 _MOST = 128  # of a load: 255 * 128 < 2**15
+_LANES = np.arange(4, dtype=np.uint64) * np.uint64(16)
+_ROOM = np.uint64(_MOST * 0x0001_0001_0001_0001)
+_TOPS = np.uint64(0x8000_8000_8000_8000)
+_AT_ONCE = 256  # outputs: their bins lie in the cache
 
 
 @dataclass(frozen=True)
@@ -27,42 +32,51 @@ class Entries:
     """The operands of a conv_bytes but the input and the offsets."""
 
     entries: np.ndarray  # i8 [E, 4]
-    places: np.ndarray  # u8 [E]
-    starts: np.ndarray  # i32 [passes, outputs, 4]
+    places: np.ndarray  # u16 [E]
+    starts: np.ndarray  # i32 [passes, outputs, 2]
+    size: int
 
     @property
-    def steps(self) -> int:
-        """Multiplications for each position: of every entry, and of every sum of a group."""
-        return int((self.starts[..., 1:].sum(axis=(0, 1)) * (np.array(GROUPS) + 1)).sum())
+    def groups(self) -> int:
+        """Groups of all outputs and passes."""
+        return int(self.starts[..., 1].sum())
 
 
-def byte_entries(matrix: np.ndarray, depth: int) -> Entries:
-    """Entries of a matrix of i8 [terms, outputs], in passes over ``depth`` words of terms."""
+def byte_entries(matrix: np.ndarray, depth: int, size: int) -> Entries:
+    """Entries of a matrix of i8 [terms, outputs] in groups of ``size``, in passes over ``depth`` words of terms."""
+    words = _words_of_outputs(matrix)
+    parts = [_of_pass(words[:, start : start + depth], size) for start in range(0, words.shape[1], depth)]
+    starts, first = [], 0
+    for entries, _, groups in parts:
+        counts = size * groups
+        starts.append(np.stack([first + np.cumsum(counts) - counts, groups], axis=1))
+        first += len(entries)
+    return Entries(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), np.stack(starts).astype(np.int32), size)
+
+
+def _words_of_outputs(matrix: np.ndarray) -> np.ndarray:
+    """A matrix [terms, outputs] as i16 [outputs, words, 4], with zeros behind."""
     terms, outputs = matrix.shape
     words = -(-terms // 4)
-    full = np.pad(matrix.T.astype(np.int16), ((0, 0), (0, 4 * words - terms))).reshape(outputs, words, 4)
-    parts = [_of_pass(full[:, start : start + depth]) for start in range(0, words, depth)]
-    starts, first = [], 0
-    for entries, _, counts in parts:
-        sizes = counts @ np.array(GROUPS)
-        starts.append(np.concatenate([(first + np.cumsum(sizes) - sizes)[:, None], counts], axis=1))
-        first += len(entries)
-    return Entries(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), np.stack(starts).astype(np.int32))
+    full = np.pad(matrix.T.astype(np.int16), ((0, 0), (0, 4 * words - terms)))
+    return full.reshape(outputs, words, 4)
 
 
-def _of_pass(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Entries and places of words [outputs, W, 4], output by output, and how many groups of each size these have [outputs, 3]."""
+def _of_pass(words: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Entries and places of words [outputs, W, 4], output by output, and how many groups these have [outputs]."""
     items, valid, source = _halved(words)
-    bins, filled = _packed(_loads(items), valid)
-    bins, filled, items, source = _paired(bins, filled, items, source)
-    sizes = np.take_along_axis(filled, np.maximum(bins, 0), axis=1)
-    # output by output, the larger groups first, group by group
-    keys = np.where(bins >= 0, (GROUPS[0] - sizes) * (bins.max(initial=0) + 1) + bins, np.iinfo(np.int64).max)
-    order = np.argsort(keys, axis=1, kind="stable")
-    used = np.take_along_axis(bins, order, axis=1) >= 0
-    entries = np.take_along_axis(items, order[..., None], axis=1)[used].astype(np.int8)
-    counts = np.stack([(filled == size).sum(axis=1) for size in GROUPS], axis=1)
-    return entries, np.take_along_axis(source, order, axis=1)[used].astype(np.uint8), counts
+    loads = (_loads(items).astype(np.uint64) << _LANES).sum(axis=-1, dtype=np.uint64)
+    order = np.argsort(np.where(valid, -_loads(items).max(axis=-1), 1), axis=1, kind="stable")
+    chunks = [slice(start, start + _AT_ONCE) for start in range(0, len(words), _AT_ONCE)]
+    found = np.concatenate([_grouped(loads[chunk], valid[chunk], order[chunk], size) for chunk in chunks])
+    groups = found.max(axis=1, initial=-1) // size + 1
+    counts = groups * size
+    rows, at = np.nonzero(found >= 0)
+    slots = (np.cumsum(counts) - counts)[rows] + found[rows, at]
+    entries, places = np.zeros((counts.sum(), 4), np.int8), np.zeros(counts.sum(), np.uint16)
+    entries[slots] = items[rows, at]
+    places[slots] = source[rows, at] * POSITIONS
+    return entries, places, groups
 
 
 def _halved(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -83,37 +97,26 @@ def _halved(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _loads(items: np.ndarray) -> np.ndarray:
     """What weights [..., 4] add up to: [..., 4], the positive ones of each two, then the negative ones."""
-    two = items.reshape(*items.shape[:-1], 2, 2)
-    return np.concatenate([np.maximum(two, 0).sum(axis=-1), np.maximum(-two, 0).sum(axis=-1)], axis=-1)
+    up, down = np.maximum(items, 0), np.maximum(-items, 0)
+    return np.concatenate([part[..., 0::2] + part[..., 1::2] for part in (up, down)], axis=-1)
 
 
-def _packed(loads: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The bin of each item [outputs, M], -1 where it is none, and how many each bin holds [outputs, bins]."""
+def _grouped(loads: np.ndarray, valid: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
+    """The slot of each item [outputs, M], -1 where it is none: the number of its bin times ``size``, and its place in the bin."""
     outputs, count = valid.shape
-    order = np.argsort(np.where(valid, -loads.max(axis=-1), 1), axis=1, kind="stable")
-    rows, bins = np.arange(outputs), np.full((outputs, count), -1)
-    room, filled = np.full((outputs, count, 4), _MOST), np.zeros((outputs, count), np.int64)
+    rows, found = np.arange(outputs), np.full((outputs, count), -1)
+    room, filled = np.full((outputs, count + 1), _ROOM), np.zeros((outputs, count + 1), np.int64)
     opened = 1  # bins that some output uses, and one more
     for item in order.T:
-        some = valid[rows, item]
-        if not some.any():
+        some = np.flatnonzero(valid[rows, item])
+        if not len(some):
             break
-        load = loads[rows, item]
-        fits = (room[:, :opened] >= load[:, None]).all(axis=-1) & (filled[:, :opened] < GROUPS[0])
-        target = fits.argmax(axis=1)
-        room[rows[some], target[some]] -= load[some]
-        filled[rows[some], target[some]] += 1
-        bins[rows[some], item[some]] = target[some]
-        opened = min(max(opened, int(target[some].max()) + 2), count)
-    return bins, filled
-
-
-def _paired(bins: np.ndarray, filled: np.ndarray, items: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The same with an item of zeros in every bin that holds one."""
-    alone = [np.flatnonzero(row) for row in filled == 1]
-    most = max((len(row) for row in alone), default=0)
-    more = np.full((len(bins), most), -1)
-    for output, row in enumerate(alone):
-        more[output, : len(row)] = row
-    wide = ((0, 0), (0, most))
-    return np.concatenate([bins, more], axis=1), np.where(filled == 1, 2, filled), np.pad(items, (*wide, (0, 0))), np.pad(source, wide)
+        items, load = item[some], loads[some, item[some]]
+        left = (room[some, :opened] | _TOPS) - load[:, None]  # a top bit is lost where there is no room
+        target = ((left & _TOPS) == _TOPS).argmax(axis=1)
+        found[some, items] = target * size + filled[some, target]
+        filled[some, target] += 1
+        # a full bin has room for nothing: every item has a load
+        room[some, target] = np.where(filled[some, target] < size, room[some, target] - load, 0)
+        opened = min(max(opened, int(target.max()) + 2), count)
+    return found

@@ -25,10 +25,11 @@ from tcompile.passes.layout_ranges import code_range
 
 _MOST_WORDS = 96  # of a pass: the copies of a tile then lie in the L1 cache
 _FEWEST_OUTPUTS = 16
-_STEP_CYCLES = 0.75  # of a vector: a multiplication and its share of the additions
+_GROUP_CYCLES = {3: 2.65, 2: 1.95}  # of a vector, by how many entries are multiplied and added
+_SAMPLE = 64  # outputs, whose groups tell how many those of all will have
 _WORD_CYCLES = 1.37  # the same of four terms as words of halves
-_TILE_CYCLES = 100.0  # around the entries of an output, for all vectors of a tile
-_COPY_CYCLES = 4.0  # of four terms of a vector
+_TILE_CYCLES = 35.0  # around the entries of an output, for all vectors of a tile
+_COPY_CYCLES = 5.0  # of four terms of a vector
 _LANES, _TILE = 8, 8  # positions of a vector, vectors of a tile
 
 
@@ -78,7 +79,7 @@ def _emit(forms: Forms, x: Value, plan: _Plan, block: int, **attrs: object) -> V
     found, b = plan.entries, forms.b
     offsets = plan.offsets.reshape(-1, block)
     operands = (b.constant(array) for array in (found.entries, found.places, found.starts, offsets))
-    return b.emit("conv_bytes", x, *operands, low=plan.low, depth=plan.depth, **attrs)
+    return b.emit("conv_bytes", x, *operands, low=plan.low, depth=plan.depth, size=found.size, **attrs)
 
 
 def _plan(node: Node, forms: Forms, matrix: np.ndarray, words: int, rows: DimLike) -> _Plan | None:
@@ -94,14 +95,21 @@ def _plan(node: Node, forms: Forms, matrix: np.ndarray, words: int, rows: DimLik
     total = len(matrix) // 4
     passes = -(-total // _MOST_WORDS)
     depth = -(-total // (passes * words)) * words
-    found = byte_entries(matrix.astype(np.int8), depth)
     vectors = -(-rows // _LANES) if isinstance(rows, int) else MANY_ROWS // _LANES
-    tiles = -(-vectors // _TILE)
     outputs = matrix.shape[1]
-    options = (
-        Option("bytes", vectors * (_STEP_CYCLES * found.steps + _COPY_CYCLES * total) + tiles * passes * outputs * _TILE_CYCLES, True),
-        Option("halves", _WORD_CYCLES * total * outputs * (rows / _LANES if isinstance(rows, int) else vectors), False),
-    )
-    if not choose("integers", options):
+    around = vectors * _COPY_CYCLES * total + -(-vectors // _TILE) * passes * outputs * _TILE_CYCLES
+    sizes = [Option(f"bytes by {size}", vectors * cycles + around, size) for size, cycles in _by_size(matrix.astype(np.int8), depth)]
+    halves = Option("halves", _WORD_CYCLES * total * outputs * (rows / _LANES if isinstance(rows, int) else vectors), None)
+    size = choose("integers", (*sizes, halves))
+    if size is None:
         return None
+    found = byte_entries(matrix.astype(np.int8), depth, size)
     return _Plan(found, depth, low, (low * matrix.astype(np.int64).sum(axis=0)).astype(np.int32))
+
+
+def _by_size(matrix: np.ndarray, depth: int) -> list[tuple[int, float]]:
+    """Sizes of groups, and about how many cycles a vector of positions takes with them: packing some outputs tells."""
+    step = max(matrix.shape[1] // _SAMPLE, 1)
+    some = matrix[:, ::step]
+    share = matrix.shape[1] / some.shape[1]
+    return [(size, cycles * share * byte_entries(some, depth, size).groups) for size, cycles in _GROUP_CYCLES.items()]

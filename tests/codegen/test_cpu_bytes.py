@@ -8,8 +8,11 @@ from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
 from tcompile.ir.dtypes import F32, I16
 from tcompile.ir.interpret import interpret
-from tcompile.ir.ops_bytes import GROUPS
+from tcompile.ir.ops_bytes import POSITIONS
+from tcompile.ir.target import native_target
 from tcompile.passes.byte_entries import byte_entries
+from tcompile.passes.fuse import Fuse
+from tests.codegen.native import run_native
 from tests.codegen.template_runs import check_template
 
 RNG = np.random.default_rng(0)
@@ -32,13 +35,14 @@ def codes(low, *shape):
     return found
 
 
-def conv(b, x, weights, block, kernel, strides=None, low=0, depth=None):
+def conv(b, x, weights, block, kernel, strides=None, low=0, depth=None, size=3):
     """conv_bytes by a matrix [terms, outputs], its terms in the order of the op."""
     axes, depth = len(kernel), depth or -(-weights.shape[0] // 4)
-    made = byte_entries(weights, depth)
+    made = byte_entries(weights, depth, size)
     offsets = (low * weights.astype(np.int64).sum(axis=0)).astype(np.int32).reshape(-1, block)
     operands = map(b.constant, (made.entries, made.places, made.starts, offsets))
-    return b.emit("conv_bytes", x, *operands, kernel=kernel, strides=strides or (1,) * axes, dilation=(1,) * axes, low=low, depth=depth)
+    attrs = {"kernel": kernel, "strides": strides or (1,) * axes, "dilation": (1,) * axes}
+    return b.emit("conv_bytes", x, *operands, **attrs, low=low, depth=depth, size=size)
 
 
 def expected(x, weights, block, kernel, strides):
@@ -60,7 +64,7 @@ def requantised(b, y):
     return b.convert(b.map("min", b.map("max", z, b.scalar_like(-100, z)), b.scalar_like(120, z)), I16)
 
 
-@pytest.mark.parametrize("kind", ["uniform", "normal", 127, -128, 0])
+@pytest.mark.parametrize(("kind", "size"), [("uniform", 2), ("normal", 3), (127, 2), (-128, 1), (0, 4)])
 @pytest.mark.parametrize(
     ("spatial", "kernel", "strides", "inputs", "outputs", "wide", "low", "depth"),
     [
@@ -72,11 +76,11 @@ def requantised(b, y):
         ((8, 20), (1, 1), (1, 1), 3, 128, 16, 0, 8),
     ],
 )
-def test_conv(kind, spatial, kernel, strides, inputs, outputs, wide, low, depth):
+def test_conv(kind, size, spatial, kernel, strides, inputs, outputs, wide, low, depth):
     b = Builder()
     x = b.input("x", I16, (2, inputs, *spatial, wide))
     weights = matrix(kind, inputs * int(np.prod(kernel)) * wide, outputs)
-    y = conv(b, x, weights, 16, kernel, strides, low=low, depth=depth)
+    y = conv(b, x, weights, 16, kernel, strides, low=low, depth=depth, size=size)
     graph, arrays = b.graph([y], ["y"]), {"x": codes(low, *x.shape)}
     np.testing.assert_array_equal(interpret(graph, arrays)["y"], expected(arrays["x"], weights, 16, kernel, strides))
     assert check_template(graph, arrays, rtol=0) == ["conv of bytes"]
@@ -112,20 +116,36 @@ def test_symbolic_images_and_a_border(n):
     assert check_template(b.graph([y], ["y"]), {"x": codes(0, n, 2, 3, 2 * n + 1, 16)}, rtol=0) == ["conv of bytes"]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("kind", ["uniform", "normal", 127, -128, 0])
-def test_sums_of_a_group_fit_16_bits(kind):
+def test_sums_of_a_group_fit_16_bits(kind, size):
     """For the codes that make them largest and least; and the entries of a word add up to its weights."""
-    weights = matrix(kind, 101, 13)
-    made = byte_entries(weights, 10)
-    words = np.pad(weights, ((0, 19), (0, 0))).reshape(30, 4, 13)
+    weights = matrix(kind, 101, 300)
+    made = byte_entries(weights, 10, size)
+    words = np.pad(weights, ((0, 19), (0, 0))).reshape(30, 4, 300)
+    end = 0
     for number, outputs in enumerate(made.starts):
-        for output, (entry, *counts) in enumerate(outputs):
-            total = np.zeros((10, 4), np.int64)
-            for size, count in zip(GROUPS, counts, strict=True):
-                rows = made.entries[entry : entry + size * count].astype(np.int64)
-                np.add.at(total, made.places[entry : entry + size * count], rows)
-                halves = rows.reshape(count, size, 2, 2)
-                assert (255 * np.maximum(halves, 0).sum(axis=(1, 3)) <= LARGEST).all()
-                assert (255 * np.minimum(halves, 0).sum(axis=(1, 3)) >= -LARGEST - 1).all()
-                entry += size * count
+        for output, (start, groups) in enumerate(outputs):
+            assert start == end
+            end += groups * size
+            rows, total = made.entries[start:end].astype(np.int64), np.zeros((10, 4), np.int64)
+            np.add.at(total, made.places[start:end] // POSITIONS, rows)
             np.testing.assert_array_equal(total, words[10 * number : 10 * number + 10, :, output])
+            halves = rows.reshape(groups, size, 2, 2)
+            assert (255 * np.maximum(halves, 0).sum(axis=(1, 3)) <= LARGEST).all()
+            assert (255 * np.minimum(halves, 0).sum(axis=(1, 3)) >= -LARGEST - 1).all()
+    assert end == len(made.entries) == made.groups * size
+
+
+def test_a_table_that_leaves_its_entries_is_left_out():
+    """No number in a table makes a kernel leave its buffers: rows that begin below or end behind the entries have none."""
+    b = Builder()
+    x = b.input("x", I16, (1, 1, 9, 16))
+    made = byte_entries(matrix("normal", 16, 16), 4, 2)
+    starts = made.starts.copy()
+    starts[0, 0], starts[0, 5], starts[0, 9] = (-2, 2), (0, 2**30), (2**31 - 1, 3)
+    operands = map(b.constant, (made.entries, np.full_like(made.places, 2**16 - 1), starts, np.full((1, 16), 7, np.int32)))
+    y = b.emit("conv_bytes", x, *operands, kernel=(1,), strides=(1,), dilation=(1,), low=0, depth=4, size=2)
+    graph = Fuse(native_target()).apply(b.graph([y], ["y"]))
+    found = run_native(graph, codes(0, 1, 1, 9, 16))["y"]
+    np.testing.assert_array_equal(found[..., [0, 5, 9]], 7)

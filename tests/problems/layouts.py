@@ -172,10 +172,10 @@ def conv_bytes(case: Case, dtype: DType, rank: int, weights: str) -> None:
     shape = (inputs * int(np.prod(kernel)) * wide, outputs)
     matrix = case.rng.normal(0, 30, shape) if weights == "few large" else case.rng.integers(-128, 128, shape)
     matrix = np.full(shape, -128) if weights == "largest" else np.clip(np.rint(matrix), -128, 127)
-    made = byte_entries(matrix.astype(np.int8), depth)
+    made = byte_entries(matrix.astype(np.int8), depth, case.choice((1, 2, 3, 4)))
     offsets = case.rng.integers(-1000, 1000, (outputs // block, block)).astype(np.int32)
     operands = (case.builder.constant(array) for array in (made.entries, made.places, made.starts, offsets))
-    case.emit("conv_bytes", x, *operands, kernel=tuple(kernel), **attrs, low=low, depth=depth)
+    case.emit("conv_bytes", x, *operands, kernel=tuple(kernel), **attrs, low=low, depth=depth, size=made.size)
 
 
 @problem("conv_winograd_whole", [dtypes.F32])
