@@ -51,8 +51,16 @@ class ConvInPasses(BlockedConv):
         if self.reads or self.groups > 1 or not isinstance(self.columns, int):
             return False
         terms = round(dims.product(self.kernel) * self.useful()) * self.block
-        self.depth = conv_pass(self.target, self.tile, self.w.shape[1], terms)
+        self.depth = conv_pass(self.target, self.tile, self.w.shape[1], terms, self._tiles_of_task())
         return self.depth < self.w.shape[1]
+
+    def _tiles_of_task(self) -> int:
+        """Tiles that follow each other over the weights of a bundle."""
+        tiles = -(-max(self.columns, 1) // self.tile.rows)
+        if self.flat:
+            return min(max(POSITIONS // self.tile.rows, 1), tiles)
+        rows = max(POSITIONS // max(self.columns, 1), 1)
+        return tiles * (min(rows, max(self.rows, 1)) if isinstance(self.rows, int) else rows)
 
     def write(self) -> Draft:
         """The whole kernel."""

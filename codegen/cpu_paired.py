@@ -93,7 +93,8 @@ class PairedConv(InterleavedConv, ConvInPasses):
     # Tasks --------------------------------------------------------------------------------------------
 
     def _units_of_chunk(self, units: DimLike) -> int:
-        self.depth = conv_pass(self.target, self.tile, self.w.shape[1], dims.product(self.kernel) * self.w.shape[-3] // 2, PAIRS)
+        terms = dims.product(self.kernel) * self.w.shape[-3] // 2
+        self.depth = conv_pass(self.target, self.tile, self.w.shape[1], terms, self._tiles_of_task(), PAIRS)
         most = super()._units_of_chunk(units)
         return -(-units // -(-units // most))
 

@@ -34,21 +34,22 @@ def task_rows(target: Target, tile: Tile, terms: int, size: int, *, packed: bool
     return choose("rows of a task", (Option(str(rows), 1 + cycles(rows), rows) for rows in sorted(numbers)))
 
 
-def conv_pass(target: Target, tile: Tile, blocks: int, terms: int, step: Step = FMA) -> int:
-    """How many of ``blocks`` input blocks, of ``terms`` terms each, to sum over at a time."""
+def conv_pass(target: Target, tile: Tile, blocks: int, terms: int, tiles: int, step: Step = FMA) -> int:
+    """How many of ``blocks`` input blocks, of ``terms`` terms each, to sum over at a time, for ``tiles`` that follow each other."""
     depths = sorted({-(-blocks // passes) for passes in range(1, blocks + 1)}, reverse=True)
-    options = (Option(f"{depth} blocks", pass_cycles(target, tile, blocks, depth, terms, step), depth) for depth in depths)
+    options = (Option(f"{depth} blocks", pass_cycles(target, tile, blocks, depth, terms, tiles, step), depth) for depth in depths)
     return choose("convolution passes", options)
 
 
-def pass_cycles(target: Target, tile: Tile, blocks: int, depth: int, terms: int, step: Step = FMA) -> float:
+def pass_cycles(target: Target, tile: Tile, blocks: int, depth: int, terms: int, tiles: int, step: Step = FMA) -> float:
     """Cycles of a tile's sums over ``blocks`` input blocks, ``depth`` of them in a pass: where one pass does not do, partial sums
-    are cleared, written, read again and gone through at the end; weights that leave the L1 or the L2 cache in a pass come anew."""
+    are cleared, written, read again and gone through at the end; weights that leave the L1 or the L2 cache in a pass come anew for
+    all ``tiles`` but the first, to which they come from afar however short the pass."""
     read, passes = step.words * tile.vectors * target.vector_bytes, -(-blocks // depth)
     weights = depth * terms * read
     each = step_cycles(target, tile.rows, tile.vectors, step)
     far = min(max(weights / target.l2_bytes - 1 / 8, 0) * 4 / 3, 1)  # the share that has left the L2 cache, which holds inputs too
-    each += read * ((weights > target.l1_bytes // 2) / _L1_REFILL + far / _L2_REFILL)
+    each += read * ((weights > target.l1_bytes // 2) / _L1_REFILL + far / _L2_REFILL) * (1 - 1 / tiles)
     moved = tile.rows * tile.vectors * (_PARTIAL_CYCLES * passes - 2) if passes > 1 else 0
     return each * terms * blocks + passes * around_cycles(target, tile.rows, tile.vectors, step) + moved
 

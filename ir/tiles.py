@@ -21,8 +21,9 @@ _MEMORY_BYTES_PER_CYCLE = 6.0  # of one core
 _L2_BYTES_PER_CYCLE = 24.0  # into the L1 cache
 MOST_ROWS = 8  # of a matrix at a time: more, at strides of whole pages, evict each other from the L1 cache
 _NEAR_BYTES_PER_CYCLE = 16.0  # from behind the L1 cache, asked for some time before
-_WEIGHT_BYTES_PER_CYCLE = 12.0  # of a block of Winograd's tiles, from behind the L2 cache
-_PLANE_BYTES_PER_CYCLE = 16.0  # of its transformed values, to there and back
+_WEIGHT_BYTES_PER_CYCLE = 40.0  # of a block of Winograd's tiles, from behind the L2 cache: most of their way is hidden
+_PLANE_BYTES_PER_CYCLE = 32.0  # of its transformed values, each time they are written or read there
+_SUM_BYTES_PER_CYCLE = 12.0  # of the weights of Strassen's algorithm
 _LEAST_TOGETHER, _MOST_TOGETHER = 12, 64  # tiles of a block
 _MOST_PAIRS = 50  # of positions in a block of Strassen's algorithm
 _FEWEST_POSITIONS = 24  # for it to fill register tiles
@@ -276,13 +277,13 @@ def winograd_together(
     """
     if not isinstance(tiles, int) or form.axes == 1 or tiles == 0:
         return _fitting_tiles(target, form, tiles, inputs)
-    weights = form.values * 4 * inputs * outputs
+    weights, groups = form.values * 4 * inputs * outputs, -(-outputs // _GROUP)
 
     def option(number: int) -> Option[int]:
         together = -(-tiles // number)
         products = min(option.cycles for option in _winograd_tiles(target, together, inputs, outputs, per_block, lane_count, step))
-        around = _block_moves(target, form.values * 4 * together * (inputs + min(outputs, _GROUP)), weights)
-        return Option(str(number), number * (form.values * products + around), together)
+        v, m = (form.values * 4 * together * channels for channels in (inputs, min(outputs, _GROUP)))
+        return Option(str(number), number * (form.values * products + _block_moves(target, v, m, groups, weights)), together)
 
     return choose("winograd blocks", map(option, _block_counts(tiles, shared=outputs >= 2 * _GROUP)))
 
@@ -316,10 +317,12 @@ def _block_counts(tiles: int, *, shared: bool) -> list[int]:
     return sorted({count + count % 2 if 1 < count < _MANY_TASKS else count for count in counts})
 
 
-def _block_moves(target: Target, planes: int, weights: int) -> float:
-    """Cycles that the bytes of a block's ``planes`` and ``weights`` take, beside the products, from and to behind the L2 cache."""
-    behind = max(planes - target.l2_bytes, 0) * 2 / _PLANE_BYTES_PER_CYCLE
-    return behind + (weights / _WEIGHT_BYTES_PER_CYCLE if planes + weights > target.l2_bytes else 0)
+def _block_moves(target: Target, v: int, m: int, groups: int, weights: int) -> float:
+    """Cycles that a block's bytes take beside the products: transformed values ``v`` and the products ``m`` of a group of outputs
+    where they leave the L2 cache, which they begin to when they fill half of it, and ``weights`` from behind it."""
+    far = min(max(2 * (v + m) / target.l2_bytes - 1, 0.0), 1.0)
+    moved = v * (1 + groups) + 2 * m * groups
+    return far * moved / _PLANE_BYTES_PER_CYCLE + (weights / _WEIGHT_BYTES_PER_CYCLE if v + m + weights > target.l2_bytes else 0)
 
 
 def _fitting_tiles(target: Target, form: Winograd, tiles: DimLike, inputs: int) -> int:
@@ -405,5 +408,5 @@ def strassen_cycles(target: Target, positions: int, inputs: int, outputs: int) -
     positions += positions % 2
     products = positions * inputs * outputs * 7 / 8 / (target.fma_ports * target.float_lanes)
     sums = positions * (inputs * 3.5 + outputs * 7) / target.float_lanes
-    more = 3 * inputs * outputs / _WEIGHT_BYTES_PER_CYCLE / 2  # of the weights, some of which others hide
+    more = 3 * inputs * outputs / _SUM_BYTES_PER_CYCLE / 2  # of the weights, some of which others hide
     return max(products * 1.09 + sums + more, 7 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)
