@@ -20,9 +20,8 @@ from contextlib import contextmanager
 
 from tcompile.codegen.access import ravel
 from tcompile.codegen.cpu_gathered_rows import UsedRows, used_rows
-from tcompile.codegen.cpu_interleaved import unrolled
 from tcompile.codegen.cpu_split import split_task
-from tcompile.codegen.cpu_tile import Accumulator, micro_kernel
+from tcompile.codegen.cpu_tile import Accumulator, in_turns, micro_kernel
 from tcompile.codegen.cpu_transformed_planes import LINE_BYTES
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import cast, const, op
@@ -137,9 +136,8 @@ class GatheredConv:
     @contextmanager
     def _terms(self) -> Iterator[DimLike]:
         """A few terms a turn: the machine then foresees the end of so short a loop."""
-        turn = math.gcd(self.depth, _TERMS)
-        with self.nest.loop(self.depth // turn) as step, unrolled(self.nest, turn) as term:
-            yield step * turn + term
+        with in_turns(self.nest, self.depth, _TERMS) as term:
+            yield term
 
     # Sums ---------------------------------------------------------------------------------------------
 

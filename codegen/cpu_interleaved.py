@@ -13,27 +13,18 @@ from tcompile.codegen.access import ravel
 from tcompile.codegen.cpu_contraction import contraction
 from tcompile.codegen.cpu_conv import BlockedConv
 from tcompile.codegen.cpu_gemm import PackedGemm, Problem, packed_tile
-from tcompile.codegen.cpu_tile import words_dot
+from tcompile.codegen.cpu_tile import in_turns, words_dot
 from tcompile.codegen.draft import Draft, Scope
-from tcompile.codegen.nest import Nest
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.dtypes import I32, DType
 from tcompile.ir.graph import Node
-from tcompile.ir.loops import Expr, Load, LoopKind
+from tcompile.ir.loops import Expr, Load
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import Tile, dot_step
 
 WORDS_AHEAD = 256  # of the weights, that are asked for before they are multiplied
 UNROLL = 4  # words of one turn
-
-
-@contextmanager
-def unrolled(nest: Nest, extent: DimLike) -> Iterator[DimLike]:
-    """A loop over the words of a block: a few at a time, since the loop's own operations have no free slot."""
-    most = next((k for k in range(min(extent, UNROLL), 0, -1) if extent % k == 0), 1) if isinstance(extent, int) else 1
-    with nest.loop(dims.floordiv(extent, most)) as step, nest.loop(most, LoopKind.UNROLLED) as word:
-        yield step * most + word
 
 
 class InterleavedConv(BlockedConv):
@@ -58,7 +49,7 @@ class InterleavedConv(BlockedConv):
     @contextmanager
     def _terms(self) -> Iterator[Shape]:
         weights, shape = self.draft.words(self.w), self.w.shape[:-1]
-        with self.nest.loops(self.taps[:-1]) as outer, unrolled(self.nest, self.taps[-1]) as word:
+        with self.nest.loops(self.taps[:-1]) as outer, in_turns(self.nest, self.taps[-1], UNROLL) as word:
             for part in range(self.tile_at.blocks):  # a tile's weights come from the L2 cache, faster than its own prefetcher asks
                 place = (self.tile_at.block + part, *outer, word, 0)
                 self.nest.prefetch(weights, ravel(place, shape) + WORDS_AHEAD, near=True)
@@ -88,7 +79,7 @@ class InterleavedGemm(PackedGemm):
 
     def some_terms(self, extent: DimLike) -> AbstractContextManager[DimLike]:
         """A few words of a loop at a time."""
-        return unrolled(self.nest, extent)
+        return in_turns(self.nest, extent, UNROLL)
 
     @property
     def item(self) -> DType:

@@ -24,7 +24,7 @@ from tcompile.ir.target import Target
 from tcompile.ir.tiles import strassen_together
 
 SHARES = Shares(tasks=4, few=128, many=128, group=64)
-SINGLE_PASS = 256  # inputs of a half that are summed at once: a pass's sums are read and written again
+PASS = 256  # inputs of a half that are summed at once: a pass's sums are read and written again
 
 
 class StrassenConv(TransformedConv):
@@ -42,10 +42,9 @@ class StrassenConv(TransformedConv):
         self.draft.tags["tile"] = f"{self.together} pairs, {self.tile.rows}x{self.tile.vectors}x{self.lanes}"
 
     def products(self, v: Planes, m: Planes) -> Products:
-        """What multiplies: in one pass over the inputs where they are not many."""
+        """What multiplies, in long passes: the weights serve many pairs."""
         products = super().products(v, m)
-        if self.inputs * self.block <= SINGLE_PASS:
-            products.depth = self.inputs
+        products.depth = -(-self.inputs // -(-self.inputs * self.block // PASS))
         return products
 
     def fill(self, image: DimLike, first: DimLike, count: DimLike, v: Planes) -> None:

@@ -9,12 +9,13 @@ and issues rows * vectors FMAs, all independent:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from tcompile.codegen.nest import Nest
 from tcompile.codegen.scalar import cast, const
+from tcompile.ir import dims
 from tcompile.ir.dims import DimLike
 from tcompile.ir.dtypes import DType
 from tcompile.ir.loops import Expr, Load, LoopKind, Op, Space
@@ -98,6 +99,15 @@ def _in_chains(
                     both = Op("add", (acc.at(row, vector, lane), acc.at(row + chains * tile.rows, vector, lane)), dtype)
                     nest.store(buffer, (row, vector, lane), both)
     return Accumulator(buffer, tile, dtype)
+
+
+@contextmanager
+def in_turns(nest: Nest, extent: DimLike, most: int) -> Iterator[DimLike]:
+    """A loop over ``extent`` terms, as many a turn as divide it, ``most`` at the utmost: the loop's own operations have no free slot
+    beside few FMAs, and the machine foresees the end of loops of few turns."""
+    turn = next((k for k in range(min(extent, most), 0, -1) if extent % k == 0), 1) if isinstance(extent, int) else 1
+    with nest.loop(dims.floordiv(extent, turn)) as step, nest.loop(turn, LoopKind.UNROLLED) as term:
+        yield step * turn + term
 
 
 def words_dot(parts: int) -> Callable[[Expr, Expr, Expr], Expr]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tcompile.codegen.access import ravel
-from tcompile.codegen.cpu_tile import micro_kernel, multiply_add
+from tcompile.codegen.cpu_tile import in_turns, micro_kernel, multiply_add
 from tcompile.codegen.cpu_transformed_planes import LINE_BYTES, Planes
 from tcompile.codegen.scalar import compare, index_value, select
 from tcompile.ir import dims
@@ -26,6 +26,9 @@ from tcompile.ir.tiles import Tile, winograd_pass
 
 if TYPE_CHECKING:
     from tcompile.codegen.cpu_transformed import TransformedConv
+
+FEW_SUMS = 12  # of a tile: the loop over terms then takes several a turn
+TERMS_A_TURN = 8
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,8 @@ class Products:
     @contextmanager
     def block_terms(self) -> Iterator[DimLike]:
         """The loop over the terms of an input block."""
-        with self.nest.loop(self.terms) as term:
+        few = self.conv.tile.rows * self.conv.tile.vectors <= FEW_SUMS
+        with in_turns(self.nest, self.terms, TERMS_A_TURN if few else 1) as term:
             yield term
 
     def finished(self, value: Expr) -> Expr:

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 from tcompile.codegen.access import ravel
 from tcompile.codegen.cpu_contraction import contraction
-from tcompile.codegen.cpu_interleaved import unrolled
-from tcompile.codegen.cpu_tile import words_dot
+from tcompile.codegen.cpu_interleaved import UNROLL
+from tcompile.codegen.cpu_tile import in_turns, words_dot
 from tcompile.codegen.cpu_transformed_planes import Planes
 from tcompile.codegen.cpu_transformed_products import Products
 from tcompile.codegen.cpu_winograd import WinogradConv
@@ -69,7 +69,7 @@ class WordProducts(Products):
     @contextmanager
     def block_terms(self) -> Iterator[DimLike]:
         """The words of an input block."""
-        with unrolled(self.nest, self.terms) as word:
+        with in_turns(self.nest, self.terms, UNROLL) as word:
             yield word
 
     def finished(self, value: Expr) -> Expr:

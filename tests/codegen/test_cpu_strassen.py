@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tcompile.codegen.cpu_strassen import SINGLE_PASS
+from tcompile.codegen.cpu_strassen import PASS
 from tcompile.ir import dims
 from tcompile.ir.build import Builder
 from tcompile.ir.dims import Range
@@ -58,7 +58,7 @@ def test_sizes(space, inputs, outputs, block, strides, target):
 
 def test_passes_over_many_inputs():
     b = Builder()
-    x = b.input("x", F32, (1, 2 * (SINGLE_PASS // 8 + 3), 5, 5, 8))
+    x = b.input("x", F32, (1, 2 * (PASS // 8 + 3), 5, 5, 8))
     y = strassen(b, x, 3)
     assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}) == ["strassen"]
 
