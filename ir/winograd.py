@@ -146,11 +146,9 @@ class Winograd:
         full = np.pad(weights.astype(np.float64), ((0, 0), (0, 0), *((0, missing),) * self.axes))
         places = ((slice(None), slice(None), *(slice(at, at + self.taps) for at in offset)) for offset in self.offsets)
         g, parts = self.weight_matrix, np.stack([full[place] for place in places], axis=1)
-        if self.axes == 1:
-            wide = np.einsum("xi,opci->xopc", g, parts, optimize=True)
-        else:
-            wide = np.einsum("xi,opcij,yj->xyopc", g, parts, g, optimize=True)
-        return wide.reshape(self.values, *wide.shape[self.axes :]).astype(weights.dtype)
+        taps = np.ascontiguousarray(parts.reshape(-1, self.taps**self.axes).T)
+        wide = (g if self.axes == 1 else np.kron(g, g)) @ taps
+        return wide.reshape(self.values, *parts.shape[:3]).astype(weights.dtype)
 
     def transform_input(self, tiles: np.ndarray) -> np.ndarray:
         """Tiles [..., n, n] to their values [..., n * n], or [..., n] to [..., n]."""

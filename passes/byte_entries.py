@@ -51,7 +51,14 @@ def byte_entries(matrix: np.ndarray, depth: int, size: int) -> Entries:
         counts = size * groups
         starts.append(np.stack([first + np.cumsum(counts) - counts, groups], axis=1))
         first += len(entries)
-    return Entries(np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts]), np.stack(starts).astype(np.int32), size)
+    spare = (0, -first % _step(first))
+    entries, places = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
+    return Entries(np.pad(entries, (spare, (0, 0))), np.pad(places, spare), np.stack(starts).astype(np.int32), size)
+
+
+def _step(count: int) -> int:
+    """What a number of entries is rounded up to: layers of one shape then have tables of one shape, and one kernel."""
+    return 1 << max(count.bit_length() - 5, 0)
 
 
 def _words_of_outputs(matrix: np.ndarray) -> np.ndarray:
@@ -64,35 +71,40 @@ def _words_of_outputs(matrix: np.ndarray) -> np.ndarray:
 
 def _of_pass(words: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Entries and places of words [outputs, W, 4], output by output, and how many groups these have [outputs]."""
-    items, valid, source = _halved(words)
-    loads = (_loads(items).astype(np.uint64) << _LANES).sum(axis=-1, dtype=np.uint64)
-    order = np.argsort(np.where(valid, -_loads(items).max(axis=-1), 1), axis=1, kind="stable")
+    items, source, loads = _halved(words)
+    valid = loads.any(axis=-1)
+    order = np.argsort(np.where(valid, -loads.max(axis=-1), 1), axis=1, kind="stable")
+    joined = np.take_along_axis((loads.astype(np.uint64) << _LANES).sum(axis=-1, dtype=np.uint64), order, axis=1)
+    counts = valid.sum(axis=1)
     chunks = [slice(start, start + _AT_ONCE) for start in range(0, len(words), _AT_ONCE)]
-    found = np.concatenate([_grouped(loads[chunk], valid[chunk], order[chunk], size) for chunk in chunks])
+    found = np.concatenate([_grouped(joined[chunk], counts[chunk], size) for chunk in chunks])
     groups = found.max(axis=1, initial=-1) // size + 1
     counts = groups * size
     rows, at = np.nonzero(found >= 0)
-    slots = (np.cumsum(counts) - counts)[rows] + found[rows, at]
+    slots, item = (np.cumsum(counts) - counts)[rows] + found[rows, at], order[rows, at]
     entries, places = np.zeros((counts.sum(), 4), np.int8), np.zeros(counts.sum(), np.uint16)
-    entries[slots] = items[rows, at]
-    places[slots] = source[rows, at] * POSITIONS
+    entries[slots] = items[rows, item]
+    places[slots] = source[rows, item] * POSITIONS
     return entries, places, groups
 
 
 def _halved(words: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Items [outputs, M, 4], two of half the weights for each word too large, which of them are valid, and their words."""
+    """Items [outputs, M, 4], two of half the weights for each word too large, their words [outputs, M], and their loads [outputs, M, 4]."""
     outputs, count = words.shape[:2]
-    large = [np.flatnonzero(row) for row in (_loads(words) > _MOST).any(axis=-1)]
-    most = count + max((len(row) for row in large), default=0)
-    items, valid = np.zeros((outputs, most, 4), np.int16), np.zeros((outputs, most), bool)
-    source = np.zeros((outputs, most), np.int64)
-    items[:, :count], valid[:, :count], source[:, :count] = words, words.any(axis=-1), np.arange(count)
-    for output, row in enumerate(large):
-        behind = slice(count, count + len(row))
-        items[output, row] = words[output, row] >> 1
-        items[output, behind] = words[output, row] - items[output, row]
-        valid[output, behind], source[output, behind] = True, row
-    return items, valid, source
+    loads = _loads(words)
+    large = loads.max(axis=-1) > _MOST
+    each = large.sum(axis=1)
+    rows, at = np.nonzero(large)
+    behind = count + np.arange(len(rows)) - (np.cumsum(each) - each)[rows]
+    most = count + int(each.max(initial=0))
+    items, source = np.zeros((outputs, most, 4), np.int16), np.zeros((outputs, most), np.int64)
+    items[:, :count], source[:, :count] = words, np.arange(count)
+    half = words[rows, at] >> 1
+    items[rows, at], items[rows, behind], source[rows, behind] = half, words[rows, at] - half, at
+    found = np.zeros((outputs, most, 4), np.int16)
+    found[:, :count] = loads
+    found[rows, at], found[rows, behind] = _loads(half), _loads(items[rows, behind])
+    return items, source, found
 
 
 def _loads(items: np.ndarray) -> np.ndarray:
@@ -101,22 +113,24 @@ def _loads(items: np.ndarray) -> np.ndarray:
     return np.concatenate([part[..., 0::2] + part[..., 1::2] for part in (up, down)], axis=-1)
 
 
-def _grouped(loads: np.ndarray, valid: np.ndarray, order: np.ndarray, size: int) -> np.ndarray:
-    """The slot of each item [outputs, M], -1 where it is none: the number of its bin times ``size``, and its place in the bin."""
-    outputs, count = valid.shape
-    rows, found = np.arange(outputs), np.full((outputs, count), -1)
-    room, filled = np.full((outputs, count + 1), _ROOM), np.zeros((outputs, count + 1), np.int64)
-    opened = 1  # bins that some output uses, and one more
-    for item in order.T:
-        some = np.flatnonzero(valid[rows, item])
-        if not len(some):
-            break
-        items, load = item[some], loads[some, item[some]]
-        left = (room[some, :opened] | _TOPS) - load[:, None]  # a top bit is lost where there is no room
-        target = ((left & _TOPS) == _TOPS).argmax(axis=1)
-        found[some, items] = target * size + filled[some, target]
-        filled[some, target] += 1
+def _grouped(loads: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
+    """The slot of each item [outputs, M], -1 where it is none: the number of its bin times ``size``, and its place in the bin.
+
+    ``counts`` are the items of each output, which come first. Each bin's room has its lanes' top bits set: a lane loses it where
+    there is no room, so that the greatest number of all is a bin that has room for all four."""
+    outputs, most = loads.shape
+    found, fewest = np.full((outputs, most), -1), int(counts.min(initial=most))
+    room, filled = np.full((outputs, most + 1), _ROOM | _TOPS), np.zeros((outputs, most + 1), np.int64)
+    every, opened = np.arange(outputs), 1  # bins that some output uses, and one more
+    for item in range(int(counts.max(initial=0))):
+        some = every if item < fewest else np.flatnonzero(counts > item)
+        load = loads[some, item]
+        bins = room[:, :opened] if item < fewest else room[some, :opened]
+        target = ((bins - load[:, None]) & _TOPS).argmax(axis=1)
+        before = filled[some, target]
+        found[some, item] = target * size + before
+        filled[some, target] = before + 1
         # a full bin has room for nothing: every item has a load
-        room[some, target] = np.where(filled[some, target] < size, room[some, target] - load, 0)
-        opened = min(max(opened, int(target.max()) + 2), count)
+        room[some, target] = np.where(before + 1 < size, room[some, target] - load, _TOPS)
+        opened = min(max(opened, int(target.max()) + 2), most)
     return found

@@ -26,7 +26,7 @@ from tcompile.passes.layout_ranges import code_range
 _MOST_WORDS = 96  # of a pass: the copies of a tile then lie in the L1 cache
 _FEWEST_OUTPUTS = 16
 _GROUP_CYCLES = {3: 2.65, 2: 1.95}  # of a vector, by how many entries are multiplied and added
-_SAMPLE = 64  # outputs, whose groups tell how many those of all will have
+_SAMPLE = 24  # outputs, whose groups tell how many those of all will have
 _WORD_CYCLES = 1.37  # the same of four terms as words of halves
 _TILE_CYCLES = 35.0  # around the entries of an output, for all vectors of a tile
 _COPY_CYCLES = 5.0  # of four terms of a vector
