@@ -136,11 +136,8 @@ class Calls:
         self.leave_unless_zero(status, self.calls)
 
     def leave_unless_zero(self, status: str, site: int) -> None:
-        text = self.text
-        failed, go = text.label("failed"), text.label("go")
-        text.branch(text.value(f"icmp ne i32 {status}, 0"), failed, go)
-        self.fail(status, site)
-        text.begin(go)
+        with self.text.where_failed(status):
+            self.fail(status, site)
 
     # Calls --------------------------------------------------------------------------------------------
 

@@ -151,11 +151,8 @@ class ConcurrentCalls(Calls):
         for block, name in zip(blocks, names, strict=True):
             if name is not None:
                 status = text.value(f"call i32 @{name}(ptr {block.frame})")
-                failed, go = text.label("failed"), text.label("go")
-                text.branch(text.value(f"icmp ne i32 {status}, 0"), failed, go)
-                text.line(f"call void @tc_blame(ptr %frame, ptr {block.frame})")
-                text.line(f"ret i32 {status}")
-                text.begin(go)
+                with text.where_failed(status):
+                    self._blame(block, status)
 
     def _share(self, blocks: list[_Block], job: str, first: int, *, heads: bool) -> None:
         text = self.text
@@ -165,10 +162,8 @@ class ConcurrentCalls(Calls):
             text.line(f"store {kind} {value}, ptr {place}, align 8")
         parallel, session = host_function(text, "parallel_for"), field(text, "session")
         status = text.value(f"call i32 {parallel}(ptr {session}, ptr @{job}, ptr %args, i64 {len(blocks)}, i64 1)")
-        failed, go = text.label("failed"), text.label("go")
-        text.branch(text.value(f"icmp ne i32 {status}, 0"), failed, go)
-        self._blame_first(blocks, status, first)
-        text.begin(go)
+        with text.where_failed(status):
+            self._blame_first(blocks, status, first)
 
     def _blame_first(self, blocks: list[_Block], status: str, first: int) -> None:
         """Leaves with the site of the first block that failed; the host itself may have stopped the job, too."""
@@ -178,10 +173,14 @@ class ConcurrentCalls(Calls):
             before = text.value(f"load i64, ptr {_place(text, '%frame', 'failed_call')}, align 8")
             blamed, on = text.label("blamed"), text.label("on")
             text.branch(text.value(f"icmp ne i64 {site}, {before}"), blamed, on)
-            text.line(f"call void @tc_blame(ptr %frame, ptr {block.frame})")
-            text.line(f"ret i32 {status}")
+            self._blame(block, status)
             text.begin(on)
         self.fail(status, first)
+
+    def _blame(self, block: _Block, status: str) -> None:
+        """Leaves with the site where a block failed."""
+        self.text.line(f"call void @tc_blame(ptr %frame, ptr {block.frame})")
+        self.text.line(f"ret i32 {status}")
 
     def _take_over(self, blocks: list[_Block]) -> None:
         """The symbols that blocks set: the counters, which hold the number of turns."""

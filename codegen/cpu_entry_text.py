@@ -6,6 +6,9 @@ computed where they are used, because their symbols change. Arithmetic is total:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from tcompile.ir import dims
 from tcompile.ir.dims import Call, DimLike, Ranges, Symbol
 
@@ -67,6 +70,14 @@ class Text:
         """Ends the current block; the block ``then`` follows."""
         self.line(f"br i1 {cond}, label %{then}, label %{otherwise}")
         self.begin(then)
+
+    @contextmanager
+    def where_failed(self, status: str) -> Iterator[None]:
+        """What is emitted within runs where a status is none of success, and returns; the next block where it is."""
+        failed, go = self.label("failed"), self.label("go")
+        self.branch(self.value(f"icmp ne i32 {status}, 0"), failed, go)
+        yield
+        self.begin(go)
 
     # Dimensions ---------------------------------------------------------------------------------------
 

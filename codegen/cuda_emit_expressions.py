@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from tcompile.codegen import cuda_emit_casts as casts
-from tcompile.codegen.cuda_emit_index import Names, Text, alignment
+from tcompile.codegen.cuda_emit_index import Names, alignment
 from tcompile.codegen.cuda_emit_ops import OPS, REPEATS, has
-from tcompile.codegen.cuda_emit_types import bits_type, c_name, c_type, is_narrow, is_sub_byte, literal
+from tcompile.codegen.cuda_emit_types import bits_type, c_type, is_narrow, is_sub_byte, literal
 from tcompile.errors import InvalidModelError, UnsupportedError
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Shape
@@ -381,8 +381,3 @@ def _closes_last(text: str) -> bool:
         if depth == 0:
             return place == len(text) - 1
     return False
-
-
-def text_of(name: str, *, wide: bool) -> Text:
-    """The C name of a symbol."""
-    return Text(c_name(name), wide)

@@ -9,7 +9,6 @@ grid g in ceil(n*m / 256): block t in 256:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tcompile.codegen.loop_rewrite import Rewriter
 from tcompile.codegen.scalar import compare
@@ -22,14 +21,6 @@ from tcompile.ir.loops import Access, Alloc, Block, Expr, For, If, Index, Let, L
 
 THREADS = 256  # of a block where nothing asks for another number
 LOCAL_BYTES = 512  # of constant scratch that a thread may keep for itself
-
-
-@dataclass(frozen=True)
-class Items:
-    """Where a thread is: ``number`` of its item, a symbol, below ``count``."""
-
-    number: DimLike
-    count: DimLike
 
 
 def on_threads(count: DimLike, body: Block, item: str, names: Names, threads: int = THREADS) -> Block:

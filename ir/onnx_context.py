@@ -68,7 +68,6 @@ class CodedStrings:
 
 
 Item = Value | SequenceValue | StackedSequence | GrowingSequence | OptionalValue | HostConstant | CodedStrings
-Outputs = Item | Sequence[Item | None]
 RegionInputs = Sequence[TensorType | SequenceValue | OptionalValue] | Callable[[ImportBuilder], Sequence[Item]]
 
 

@@ -161,12 +161,6 @@ def need_scalar(type_: TensorType, dtype: DType, what: str) -> None:
         raise RuleError(f"{what}: a scalar {dtype}", type_)
 
 
-def need_same(types: Sequence[TensorType], what: str = "operands") -> None:
-    """Types that are all equal."""
-    if any(type_ != types[0] for type_ in types):
-        raise RuleError(f"{what} of one type", ", ".join(map(str, types)))
-
-
 def differ(a: DimLike, b: DimLike) -> bool:
     """Whether two extents can never be equal."""
     if a is b or a == b:

@@ -6,7 +6,6 @@ machines appear here only.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 
 from tcompile.errors import UnsupportedError
@@ -36,7 +35,6 @@ class Target:
     features: tuple[str, ...] = ()
     vector_bytes: int = 16
     vector_registers: int = 16
-    cores: int = 1
     mask_bytes: tuple[int, ...] = ()
     half: bool = False
     nan_minmax: bool = False
@@ -48,7 +46,6 @@ class Target:
     issue_width: int = 6
     l1_bytes: int = 32 << 10
     l2_bytes: int = 512 << 10
-    l3_bytes: int = 4 << 20
     host_ops: bool = True
     channel_block: int = 8
     precision: str = "f32"
@@ -210,4 +207,4 @@ def native_target() -> Target:
     extra = sorted(features & {"avx512vnni", "avx512bf16", "avxvnni", "dotprod", "i8mm", "bf16"})
     if binding.get_host_cpu_name() == "znver4":
         base = replace(base, fma_ports=1)  # 512-bit operations take its 256-bit units twice
-    return replace(base, name="native", features=(*base.features, *extra), cores=len(os.sched_getaffinity(0)))
+    return replace(base, name="native", features=(*base.features, *extra))

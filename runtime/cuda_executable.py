@@ -25,9 +25,9 @@ from tcompile.runtime.executable import Memory
 from tcompile.runtime.loader import Archive, Source
 from tcompile.runtime.measure import CallProfile, Profile
 from tcompile.runtime.names import NamedTensors
+from tcompile.runtime.saving import save_whole
 from tcompile.runtime.specs import SiteSpec, TensorSpec
 
-_CHUNK = 1 << 24
 Inputs = Mapping[str, Any] | Sequence[Any]
 
 
@@ -170,12 +170,7 @@ class CudaExecutable(NamedTensors):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the artifact: whole, into a file beside it, then renamed."""
-        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-        data = memoryview(self._opened().archive.bytes)
-        with open(temporary, "wb") as stream:
-            for start in range(0, len(data), _CHUNK):
-                stream.write(data[start : start + _CHUNK])
-        os.replace(temporary, path)
+        save_whole(path, memoryview(self._opened().archive.bytes))
 
     def cancel(self) -> None:
         """Stops runs in progress at the next turn of a loop, from any thread: they raise ExecutionError."""

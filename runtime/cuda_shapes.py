@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
 
 from tcompile.errors import InputError
 from tcompile.runtime.cuda_expressions import Expression
@@ -87,11 +86,3 @@ def output_shapes(plan: CudaPlan, values: Mapping[str, int]) -> list[tuple[int, 
             raise InputError(f"output '{name}' has no valid size for these inputs")
         found.append(shape)
     return found
-
-
-def bytes_with_gaps(buffer: Buffer, shape: tuple[int, ...], rows: int | None) -> int:
-    """The bytes that a tensor's memory takes; ``rows`` are those along the pitch's axis, where they are more than the extent."""
-    if buffer.pitch is not None and rows is not None:
-        axis = buffer.pitch[0]
-        shape = (*shape[:axis], max(rows, shape[axis]), *shape[axis + 1 :])
-    return prod(shape) * buffer.item

@@ -15,11 +15,11 @@ from tcompile.runtime.loader import Archive, Module, Source
 from tcompile.runtime.measure import Profile, measured_profile
 from tcompile.runtime.names import NamedTensors, tensor_report
 from tcompile.runtime.pool import Pool, shared_pool
+from tcompile.runtime.saving import save_whole
 from tcompile.runtime.session import Session
 from tcompile.runtime.specs import SiteSpec, TensorSpec, call_specs, features, growing_specs, notes, symbol_bounds, tensor_specs
 
 _SCRATCH_ALIGN = 64  # of each thread's scratch
-_CHUNK = 1 << 24
 Inputs = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
 
@@ -198,12 +198,7 @@ class Executable(NamedTensors):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the artifact: whole, into a file beside it, then renamed."""
-        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-        data = self._opened().artifact()
-        with open(temporary, "wb") as stream:
-            for start in range(0, len(data), _CHUNK):
-                stream.write(data[start : start + _CHUNK])
-        os.replace(temporary, path)
+        save_whole(path, self._opened().artifact())
 
     def cancel(self) -> None:
         """Stops the runs in progress, from any thread: they raise ExecutionError."""

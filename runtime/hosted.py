@@ -18,6 +18,7 @@ from tcompile.runtime.loader import Archive
 from tcompile.runtime.measure import CallProfile, Profile
 from tcompile.runtime.pool import Pool, shared_pool
 from tcompile.runtime.reports import combined
+from tcompile.runtime.saving import save_whole
 from tcompile.runtime.segments import HOST_PLAN, open_native
 from tcompile.runtime.specs import SiteSpec
 
@@ -184,10 +185,7 @@ class HostedExecutable:
         """Writes the artifact: whole, into a file beside it, then renamed."""
         if self._archive is None:
             raise Error(f"the model {self.name} is closed", hint="load it again")
-        temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-        with open(temporary, "wb") as stream:
-            stream.write(memoryview(self._archive.bytes))
-        os.replace(temporary, path)
+        save_whole(path, memoryview(self._archive.bytes))
 
     def cancel(self) -> None:
         """Stops the native segments in progress, from any thread: they raise ExecutionError."""

@@ -1,76 +1,19 @@
-"""Graphs compiled for a GPU and loaded on devices that need none.
-
-``on_loops`` tests the runtime: kernels of one thread each, which the Loop IR interpreter runs. ``on_shim`` tests the whole: the
-CUDA C that a GPU gets, compiled as C++.
-"""
+"""Graphs compiled for a GPU as it gets them: CUDA C, which the shim compiles as C++ (graphs of one thread: ``loops.py``)."""
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, replace
-from typing import Any
 
-from tcompile.codegen.cuda_build import build_cuda
-from tcompile.codegen.cuda_threads import one_thread, spilled
-from tcompile.codegen.draft import Draft
-from tcompile.codegen.lower import lower
-from tcompile.codegen.lower_node import SCHEDULES
-from tcompile.codegen.schedule import Names
-from tcompile.codegen.templates import Built
-from tcompile.compiled_cuda import CudaCompiled
 from tcompile.ir.graph import Graph
-from tcompile.ir.program_verify import verify_program
-from tcompile.ir.target import GpuTarget, Target, named_target
-from tcompile.pipeline import Options, compile_graph, optimise
-from tcompile.runtime import load
-from tests.cuda.loop_device import LoopDevice
+from tcompile.ir.target import named_target
+from tcompile.pipeline import Options, compile_graph
 
 TARGET = "cuda-sm90"
 TEXT_ONLY = Options(device_code=False, cache=False)
 
 
-@dataclass(frozen=True)
-class _Plain(GpuTarget):
-    """A GPU whose kernels have one thread."""
-
-    @property
-    def backend(self) -> str:
-        return "one thread"
-
-
-def _in_order(draft: Draft, target: Target) -> list[Built]:
-    kernel, values = draft.finish()
-    names = Names()
-    body, scratch = spilled(kernel.body, 0, 1, names)
-    params = (*kernel.params, *(param for param, _ in scratch))
-    extra = tuple(value for _, value in scratch)
-    return [Built(replace(kernel, params=params, body=one_thread(body, names)), (*values, *extra), extra)]
-
-
-SCHEDULES["one thread"] = _in_order
-
-
-def artifact_of(graph: Graph) -> tuple[bytes, CudaCompiled]:
-    """The artifact of a graph with kernels of one thread, without device code, and what was compiled."""
-    target = _Plain(**vars(named_target(TARGET)))
-    program = lower(optimise(graph, target), target)
-    verify_program(program)
-    return _written(CudaCompiled(program, build_cuda(program, target, device_code=False), target))
-
-
-def on_loops(graph: Graph, **options: Any) -> tuple[Any, LoopDevice]:
-    """A graph loaded on a device whose kernels run in the interpreter."""
-    data, compiled = artifact_of(graph)
-    device = LoopDevice(compiled.program, **options)
-    return load(data, device=device), device
-
-
 def shim_artifact(graph: Graph, target: str = TARGET) -> bytes:
-    """The artifact of a graph as a GPU gets it, without device code."""
-    return _written(compile_graph(graph, named_target(target), TEXT_ONLY))[0]
-
-
-def _written(compiled: CudaCompiled) -> tuple[bytes, CudaCompiled]:
+    """The artifact of a graph, without device code."""
     stream = io.BytesIO()
-    compiled.write(stream)
-    return stream.getvalue(), compiled
+    compile_graph(graph, named_target(target), TEXT_ONLY).write(stream)
+    return stream.getvalue()

@@ -11,23 +11,20 @@ import io
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from tcompile.codegen.cuda_build import build_cuda
 from tcompile.codegen.lower import lower
 from tcompile.compiled_cuda import CudaCompiled
 from tcompile.ir.graph import Graph
-from tcompile.ir.interpret import interpret
 from tcompile.ir.program_verify import verify_program
 from tcompile.ir.target import Target, named_target
 from tcompile.ir.verify import verify
 from tcompile.pipeline import optimise
 from tcompile.runtime import load
 from tests.cuda.shim_device import ShimDevice
-from tests.problems import PROBLEMS
-from tests.problems.compare import assert_close
-from tests.problems.compiled import operands_of, shown
-from tests.problems.problem import RUNS, Batch, Problem, batches, sample
-from tests.problems.values import scrambled
+from tests.problems import PROBLEMS, compiled
+from tests.problems.problem import Batch, Problem, batches, sample
 
 # made by passes for targets with channel blocks; they have templates only
 CPU_ONLY = frozenset({"conv_winograd", "conv_winograd_whole", "conv_strassen", "conv_gathered", "conv_bytes"})
@@ -45,21 +42,14 @@ def artifact_of(graph: Graph, target: Target, *, optimised: bool) -> bytes:
     return stream.getvalue()
 
 
-def check_batch(batch: Batch, *, optimised: bool, target: str = TARGET) -> None:
+def executable(graph: Graph, *, optimised: bool, target: str = TARGET) -> Any:
+    """A graph compiled for a GPU and loaded under the shim."""
+    return load(artifact_of(graph, named_target(target), optimised=optimised), device=ShimDevice())
+
+
+def check_batch(batch: Batch, *, optimised: bool) -> None:
     """Raises AssertionError naming every case whose result under the shim is wrong in some run."""
-    graph = batch.graph()
-    compiled = load(artifact_of(graph, named_target(target), optimised=optimised), device=ShimDevice())
-    failures = []
-    for run in range(RUNS):
-        inputs = batch.inputs(run)
-        expected = interpret(graph, inputs)
-        got = compiled.run({name: scrambled(array, batch.rng) for name, array in inputs.items()})
-        for check in batch.checks:
-            try:
-                assert_close(got[check.output], expected[check.output], check.node, operands_of(check.node, batch, inputs))
-            except AssertionError as error:
-                failures.append(f"{check.case.label} output {check.index} in run {run}, {optimised=}: {error}\n    {shown(check.node)}")
-    assert not failures, "\n".join([f"{len(failures)} of {RUNS * len(batch.checks)} differ", *failures[:8]])
+    compiled.check_batch(batch, optimised=optimised, compiled=executable)
 
 
 def few(op: str, seed: int, most: int = 12) -> list[Problem]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -44,15 +45,15 @@ def executable(graph: Graph, *, optimised: bool = False, threads: int = 1) -> Ex
     return tcompile.load(artifact_of(graph, optimised=optimised), threads=threads)
 
 
-def check_batch(batch: Batch, *, optimised: bool) -> None:
-    """Raises AssertionError naming every case whose compiled result is wrong in some run."""
+def check_batch(batch: Batch, *, optimised: bool, compiled: Callable[..., Any] = executable) -> None:
+    """Raises AssertionError naming every case whose result is wrong in some run; ``compiled`` makes what runs of a graph."""
     graph = batch.graph()
-    compiled = executable(graph, optimised=optimised)
+    runs = compiled(graph, optimised=optimised)
     failures = []
     for run in range(RUNS):
         inputs = batch.inputs(run)
         expected = interpret(graph, inputs)
-        got = compiled.run({name: scrambled(array, batch.rng) for name, array in inputs.items()})
+        got = runs.run({name: scrambled(array, batch.rng) for name, array in inputs.items()})
         for check in batch.checks:
             try:
                 assert_close(got[check.output], expected[check.output], check.node, operands_of(check.node, batch, inputs))

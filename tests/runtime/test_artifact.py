@@ -98,6 +98,13 @@ def test_a_failed_save_leaves_nothing(tmp_path):
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("model.tcm", b"old")]
 
 
+def test_what_is_loaded_and_cannot_be_saved_leaves_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        runtime.load(add_artifact()).save(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_weights_are_aligned_and_shared():
     """Each begins at a multiple of 64; two buffers of one array share its bytes; scalars, empty and narrow arrays fit in."""
     shared = np.arange(5, dtype=np.float32)
