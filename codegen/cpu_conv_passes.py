@@ -221,13 +221,15 @@ class ConvInPasses(BlockedConv):
 
     @contextmanager
     def _terms(self) -> Iterator[Shape]:
-        with self._blocks_of_terms() as block, self.nest.loops(tuple(size for _, size in self.window)) as place:
+        windows = tuple(size for _, size in self.window)
+        unrolled = self._channels_a_turn(windows)
+        with self._blocks_of_terms() as block, self.nest.loops(windows) as place:
             kernel = tuple(start + k for (start, _), k in zip(self.window, place, strict=True))
             here = ravel((self.entered, block, *kernel, 0, 0), self.w.shape)
             for offset in self.asked:
                 self.nest.prefetch(self.draft.read(self.w), here + offset)
-            with self.nest.loop(self.taps[-1]) as channel:
-                yield (block, *kernel, channel)
+            with self.nest.loop(self.taps[-1] // unrolled) as step, self.nest.loop(unrolled, LoopKind.UNROLLED) as channel:
+                yield (block, *kernel, step * unrolled + channel)
 
     @contextmanager
     def _blocks_of_terms(self) -> Iterator[DimLike]:
