@@ -110,10 +110,11 @@ register(
 
 
 def dilated(extent: DimLike, dilation: int) -> DimLike:
-    """The extent after dilation - 1 zeros are put between neighbours."""
-    if dilation == 1 or (isinstance(extent, int) and extent == 0):
-        return extent
-    return (extent - 1) * dilation + 1
+    """The extent after dilation - 1 zeros are put between neighbours.
+
+    Of no elements it is what ONNX's formulas make of it, 1 - dilation, whether 0 is known or a symbol's value.
+    """
+    return extent if dilation == 1 else (extent - 1) * dilation + 1
 
 
 def window_count(extent: DimLike, window: DimLike, stride: int, dilation: int, low: DimLike, high: DimLike) -> DimLike:
@@ -162,14 +163,17 @@ def _spread(x: np.ndarray, dilation: Sequence[int], low: Sequence[int], high: Se
     if {*low, *high} <= {0} and set(dilation) <= {1}:
         return x
     inner = [dilated(n, d) for n, d in zip(x.shape[2:], dilation, strict=True)]
-    out = np.zeros((*x.shape[:2], *(a + n + b for a, n, b in zip(low, inner, high, strict=True))), x.dtype)
-    out[(..., *(slice(a, a + n, d) for a, n, d in zip(low, inner, dilation, strict=True)))] = x
+    out = np.zeros((*x.shape[:2], *(max(a + n + b, 0) for a, n, b in zip(low, inner, high, strict=True))), x.dtype)
+    if x.size:
+        out[(..., *(slice(a, a + n, d) for a, n, d in zip(low, inner, dilation, strict=True)))] = x
     return out
 
 
 def _convolve(x: np.ndarray, w: np.ndarray, strides: Sequence[int], dilation: Sequence[int], groups: int) -> np.ndarray:
     batch, kernel = x.shape[0], w.shape[2:]
     out = [window_count(n, k, s, d, 0, 0) for n, k, s, d in zip(x.shape[2:], kernel, strides, dilation, strict=True)]
+    if min(out) < 0:
+        raise ExecutionError(f"conv: windows of {list(kernel)} do not fit into {list(x.shape[2:])} elements", hint="give larger inputs")
     x = x.reshape(batch, groups, -1, *x.shape[2:]) if x.size else x.reshape(batch, groups, w.shape[1], *x.shape[2:])
     w = w.reshape(groups, w.shape[0] // groups, *w.shape[1:])
     if w.shape[2] == 1 and groups > 1:

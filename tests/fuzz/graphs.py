@@ -152,8 +152,8 @@ def peer(drawn: Drawn) -> dict[str, np.ndarray] | None:
         return None
     try:
         results = session.run(None, dict(drawn.first))
-    except Exception:
-        if any(node.op_type == "Loop" for node in drawn.model.graph.node):
-            return None  # of scans without turns it does not know the extents, so that what follows may not fit
+    except Exception as error:
+        if "is not supported" in str(error) or any(node.op_type == "Loop" for node in drawn.model.graph.node):
+            return None  # a type it has no kernel for; of scans without turns it does not know the extents: what follows may not fit
         raise
     return dict(zip([output.name for output in session.get_outputs()], results, strict=True))

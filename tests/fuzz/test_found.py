@@ -16,6 +16,14 @@ CASES = {
         (0, 1, 3),
     ),
     "places of nothing": ("g (float[n, n] x) => (int64[?] y) { y = ArgMax<axis = 0, keepdims = 0>(x) }", (0, 1, 5)),
+    "a transposed convolution of nothing": (
+        "g (float[1, 1, n, 1] x) => (float[?, ?, ?, ?] y) <float[1, 1, 3, 1] w = {1, 2, 3}> { y = ConvTranspose<strides = [2, 1]>(x, w) }",
+        (0, 1, 4),
+    ),
+    "windows that fit nowhere": (
+        "g (float[n, 1, n, 5] x) => (float[?, ?, ?, ?] y) <float[1, 1, 3, 1] w = {3, 1, 0}> { y = Conv(x, w) }",
+        (2, 3, 7),
+    ),
     "products that pair no elements": ("g (float[n, n] x) => (float[?, ?] y) <float[1, 1] w = {3}> { y = MatMul(x, w) }", (0, 1)),
     "the largest of nothing": ("g (float[1, n] x) => (float[?] y) <int64[1] a = {1}> { y = ReduceMax<keepdims = 0>(x, a) }", (0, 1, 17)),
     "an element of a sum over places that the run finds": (
@@ -29,6 +37,10 @@ CASES = {
 }
 
 STOPS = {
+    "windows larger than what they lie in": (
+        "g (float[1, 1, n, 1] x) => (float[?, ?, ?, ?] y) <float[1, 1, 3, 1] w = {1, 2, 3}> { y = Conv<strides = [2, 1]>(x, w) }",
+        0,
+    ),
     "an element of nothing": ("g (float[n, 2] x) => (float[?, ?] y) <int64[1] i = {0}> { y = Gather<axis = 0>(x, i) }", 0),
     "the place of the largest of nothing": ("g (float[n, 2] x) => (int64[?] y) { y = ArgMax<axis = 0, keepdims = 0>(x) }", 0),
     "factors of unlike lengths": ("g (float[n, n] x) => (float[?, ?] y) <float[1, 1] w = {3}> { y = MatMul(x, w) }", 3),
@@ -56,6 +68,13 @@ def test_sizes(body, sizes):
             got = compiled.run(inputs)[name]
             assert got.dtype == expected.dtype
             np.testing.assert_array_equal(got, expected, err_msg=f"n = {size}")
+
+
+def test_extents_of_nothing_are_those_of_symbols_that_are_0():
+    model = parsed(CASES["a transposed convolution of nothing"][0])
+    inputs = values(model, 0)
+    fixed = tcompile.compile(model, shapes={"x": [1, 1, 0, 1]})
+    np.testing.assert_array_equal(fixed.run(inputs)["y"], np.zeros((1, 1, 1, 1), np.float32))  # ONNX: 2 * (0 - 1) + 3 elements
 
 
 @pytest.mark.parametrize(("body", "size"), STOPS.values(), ids=STOPS)
