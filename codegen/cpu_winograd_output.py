@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tcompile.codegen.cpu_transformed_planes import Patch, Planes, along_row, combination, down_columns, linear
+from tcompile.codegen.nest import Nest
+from tcompile.codegen.scalar import compare
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.loops import Expr, LoopKind, Op
 
@@ -40,10 +42,14 @@ def _square(conv: WinogradConv, m: Planes, member: DimLike, tile: DimLike, origi
         return (*block, origin[0] + row * steps[0], origin[1] + column * steps[1], start + lane)
 
     between = down_columns(nest, formula, form.outputs, form.inputs, lanes, conv.dtype, source)
-    if conv.epilogue.small and isinstance(columns, int):
+
+    def store(count: int) -> None:
         with nest.loop(rows) as row, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
-            for column, value in enumerate(along_row(nest, formula, between, row, lane)[:columns]):
+            for column, value in enumerate(along_row(nest, formula, between, row, lane)[:count]):
                 conv.epilogue.store(place(row, column, lane), value)
+
+    if conv.epilogue.small and (counts := conv.tiles.counts(1)):
+        _for_each(nest, columns, counts, store)
     else:
         y = Patch(nest, conv.dtype, (form.outputs,) * 2, lanes)
         with nest.loop(form.outputs) as row, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
@@ -62,17 +68,36 @@ def _line(conv: WinogradConv, m: Planes, member: DimLike, tile: DimLike, origin:
     def place(column: DimLike, lane: DimLike) -> Shape:
         return (*block, origin[0] + column * step, start + lane)
 
-    y = None if isinstance(count, int) else Patch(nest, conv.dtype, (form.outputs,), lanes)
-    with nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
-        values = [nest.let(m.load(k, member, tile, start + lane), "m") for k in range(form.inputs)]
-        for column, value in enumerate(output_values(conv, values)[: count if isinstance(count, int) else None]):
-            if y is None:
+    def results(lane: DimLike) -> list[Expr]:
+        return output_values(conv, [nest.let(m.load(k, member, tile, start + lane), "m") for k in range(form.inputs)])
+
+    def store(count: int) -> None:
+        with nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+            for column, value in enumerate(results(lane)[:count]):
                 conv.epilogue.store(place(column, lane), value)
-            else:
-                y.store(column, lane, value)
-    if y is not None:
-        with nest.loop(count) as column, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
-            conv.epilogue.store(place(column, lane), y.load(column, lane))
+
+    if counts := conv.tiles.counts(0):
+        _for_each(nest, count, counts, store)
+        return
+    y = Patch(nest, conv.dtype, (form.outputs,), lanes)
+    with nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+        for column, value in enumerate(results(lane)):
+            y.store(column, lane, value)
+    with nest.loop(count) as column, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
+        conv.epilogue.store(place(column, lane), y.load(column, lane))
+
+
+def _for_each(nest: Nest, number: DimLike, known: Sequence[int], emit: Callable[[int], None]) -> None:
+    """Runs ``emit(number)``, once for each of the one or two that it may be."""
+    first, *others = known
+    if not others:
+        emit(first)
+        return
+    (other,) = others
+    with nest.branch(compare("eq", number, first)):
+        emit(first)
+    with nest.otherwise():
+        emit(other)
 
 
 def output_values(conv: WinogradConv, m: Sequence[Expr]) -> list[Expr]:

@@ -28,10 +28,20 @@ class Tiles:
         places = split_task(self.nest, tile, self.grid)
         return tuple(at * self.outputs * step + phase for at, phase, step in zip(places[::2], places[1::2], self.dilation, strict=True))
 
+    def counts(self, axis: int) -> tuple[int, ...]:
+        """What ``inside`` may be along an axis: that of whole tiles and that of the last; none where more is possible."""
+        extent, step = self.size[axis], self.dilation[axis]
+        if not isinstance(extent, int):
+            return ()
+        full, rest = divmod(extent, self.outputs * step)
+        if rest and step > 1:
+            return ()
+        return (*((self.outputs,) if full else ()), *((rest,) if rest else ()))
+
     def inside(self, axis: int, origin: DimLike) -> DimLike:
         """How many of a tile's outputs along an axis are inside the output; an int where all always are."""
         extent, step = self.size[axis], self.dilation[axis]
-        if isinstance(extent, int) and extent % (self.outputs * step) == 0:
+        if self.counts(axis) == (self.outputs,):
             return self.outputs
         left = dims.ceildiv(extent - origin, step, self.nest.ranges)
         return dims.maximum(dims.minimum(self.outputs, left, self.nest.ranges), 0, self.nest.ranges)
