@@ -1,19 +1,17 @@
-"""The input transform of a Winograd convolution, V = Bt d B, and the zeros around the input.
-
-if the whole tile is inside the input:  V = Bt d B
-else:                                   patch = 0; copy the part inside; V = Bt patch B
+"""The input transform of a Winograd convolution, V = Bt d B, and the zeros around the input: tiles that are not whole load what is
+inside under masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from tcompile.codegen.access import ravel
-from tcompile.codegen.cpu_transformed_planes import Patch, Planes, along_row, combination, down_columns, linear
-from tcompile.codegen.scalar import both, compare, const, index_value
+from tcompile.codegen.cpu_transformed_planes import Planes, along_row, combination, down_columns, linear
+from tcompile.codegen.scalar import both, compare, within
 from tcompile.ir import dims
-from tcompile.ir.dims import DimLike, Range, Shape
+from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.loops import Expr, LoopKind
 
 if TYPE_CHECKING:
@@ -22,8 +20,7 @@ if TYPE_CHECKING:
 
 def transform_input(conv: WinogradConv, image: DimLike, first: DimLike, count: DimLike, v: Planes) -> None:
     """Fills V for ``count`` tiles from the ``first``."""
-    nest, size = conv.nest, conv.form.inputs
-    steps = conv.dilation
+    nest, steps = conv.nest, conv.dilation
     pieces, lows = (conv.form.pieces,) * conv.form.axes, conv.core.attrs["low"]
     with nest.loops((*pieces, conv.x.shape[1], count)) as (*piece, source, tile):
         taps = [number * conv.form.taps for number in piece]
@@ -33,20 +30,19 @@ def transform_input(conv: WinogradConv, image: DimLike, first: DimLike, count: D
         with nest.loop(conv.per_block) as part:
             start = part * conv.lanes
 
-            def element(*place: DimLike) -> Expr:
+            def element(*place: DimLike, guard: Expr | None = None) -> Expr:
                 *tap, lane = place
                 position = [at + k * step for at, k, step in zip(corner, tap, steps, strict=True)]
-                return conv.draft.element(conv.x, (image, source, *position, start + lane))
+                return conv.draft.element(conv.x, (image, source, *position, start + lane), guard)
 
-            inside = _whole(conv, corner)
-            if inside is None:
+            whole = _whole(conv, corner)
+            if whole is None:
                 _transform(conv, v, block, tile, start, element)
             else:
-                with nest.branch(inside):
+                with nest.branch(whole):
                     _transform(conv, v, block, tile, start, element)
                 with nest.otherwise():
-                    patch = _patch(conv, corner, size, element)
-                    _transform(conv, v, block, tile, start, patch.load)
+                    _transform(conv, v, block, tile, start, _masked(conv, corner, element))
 
 
 def _transform(conv: WinogradConv, v: Planes, block: DimLike, tile: DimLike, start: DimLike, source) -> None:
@@ -78,28 +74,22 @@ def _whole(conv: WinogradConv, corner: Shape) -> Expr | None:
     return cond
 
 
-def _patch(conv: WinogradConv, corner: Shape, size: int, element) -> Patch:
-    """The tile with zeros for what is outside of the input."""
-    nest, lanes = conv.nest, conv.lanes
-    patch = Patch(nest, conv.dtype, (size,) * conv.form.axes, lanes)
-    with nest.loops(patch.shape) as place, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
-        patch.store(*place, lane, const(0, conv.dtype))
-    starts, counts = zip(*(_inside(conv, axis, at) for axis, at in enumerate(corner)), strict=True)
-    with nest.loops(counts) as at, nest.loop(lanes, LoopKind.VECTOR, lanes) as lane:
-        place = tuple(start + i for start, i in zip(starts, at, strict=True))
-        patch.store(*place, lane, element(*place, lane))
-    return patch
+def _masked(conv: WinogradConv, corner: Shape, element: Callable[..., Expr]) -> Callable[..., Expr]:
+    """The inputs of a tile, zero where they are outside; those of each row have one mask."""
 
+    def inside(axis: int, tap: DimLike) -> Expr | None:
+        return within(corner[axis] + tap * conv.dilation[axis], conv.x.shape[2 + axis], conv.nest.ranges)
 
-def _inside(conv: WinogradConv, axis: int, corner: DimLike) -> tuple[DimLike, DimLike]:
-    """The first input of a tile that is inside along an axis, and how many are."""
-    nest, size = conv.nest, conv.form.inputs
-    step, extent = conv.dilation[axis], conv.x.shape[2 + axis]
-    low = dims.minimum(dims.maximum(dims.ceildiv(-corner, step, nest.ranges), 0, nest.ranges), size, nest.ranges)
-    first = nest.let_index(index_value(low), Range(0, size))
-    end = dims.minimum(dims.ceildiv(extent - corner, step, nest.ranges), size, nest.ranges)
-    count = dims.maximum(end - first, 0, nest.ranges)
-    return first, nest.let_index(index_value(count), Range(0, size))
+    conds = [inside(0, row) for row in range(conv.form.inputs)]
+    rows = [cond if cond is None else conv.nest.let(cond, "inside") for cond in conds]
+
+    def masked(row: int, *place: DimLike) -> Expr:
+        guard = rows[row]
+        for axis, tap in enumerate(place[:-1], 1):
+            guard = both(guard, inside(axis, tap))
+        return element(row, *place, guard=guard)
+
+    return masked
 
 
 def input_values(conv: WinogradConv, d: Sequence[Expr]) -> list[Expr]:

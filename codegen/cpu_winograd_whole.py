@@ -88,10 +88,10 @@ class _WordInput:
         self.dilation = (1, 1)
         self.draft = self
 
-    def element(self, value: Value, place: Shape) -> Expr:
-        """The number of a word of the input."""
+    def element(self, value: Value, place: Shape, guard: Expr | None = None) -> Expr:
+        """The number of a word of the input; 0 where there is none."""
         shape = (*self.x.shape[:-1], self.conv.words)
-        bits = self.nest.let(Load(self.conv.draft.words(self.x), (ravel(place, shape),), I32), "w")
+        bits = self.nest.let(Load(self.conv.draft.words(self.x), (ravel(place, shape),), I32, guard), "w")
         return op("sub", bits, _borrow(bits))
 
 
