@@ -109,10 +109,9 @@ class _Scheduler:
         width = self._width(core)
         lanes = min(reversed(outer), key=lambda loop: self._cost(core, loop, width))
         rest = [loop for loop in outer if loop is not lanes]
-        turn = find_turn(outer, core, lanes, self.target.vector_bytes)
-        if turn is not None:
-            tiles = blocks_of(turn, core, self.names)
-            around = [loop for loop in rest if loop is not turn.rows]
+        turned = self._turned(outer, core, lanes)
+        if turned is not None:
+            around, tiles = turned
             return self._parallel([*around, replace(tiles, body=())], tiles.body, threads and self._worth_threads(outer))
         width = _fitting(self._width(core, lanes.var), lanes.extent)
         vector = vectorise(replace(lanes, body=core), width) if width > 1 else replace(lanes, body=core)
@@ -121,6 +120,13 @@ class _Scheduler:
             chunks = split(vector, chunk, self.names, outer_kind=LoopKind.SERIAL, inner_kind=vector.kind, width=width)
             return self._parallel([*rest, replace(chunks, body=())], chunks.body, threads)
         return self._parallel(rest, (vector,), threads and self._worth_threads(outer))
+
+    def _turned(self, outer: list[For], core: Block, lanes: For) -> tuple[list[For], For] | None:
+        """The loops around tiles that turn a flat core's strided loads, and the loop over those; None where there are none."""
+        turn = find_turn(outer, core, lanes, self.target.vector_bytes, again=not self.kernel.aliases)
+        if turn is None:
+            return None
+        return [loop for loop in outer if loop is not lanes and loop is not turn.rows], blocks_of(turn, core, self.names)
 
     def _parallel(self, outer: list[For], body: Block, threads: bool) -> Block:
         """Loops around a finished body; the outermost of them in parallel."""
@@ -169,7 +175,24 @@ class _Scheduler:
         return chains_of(loop, self.names)
 
     def _lanes_inside(self, core: Block) -> Block:
+        core = tuple(new for stmt in core for new in self._tiles_inside(stmt))
         return map_loops(core, lambda loop: None if has_loops(loop.body) else self._inner(loop))
+
+    def _tiles_inside(self, stmt: Stmt) -> Block:
+        """Nests of several loops whose strided loads go through tiles."""
+        if isinstance(stmt, If):
+            sides = (tuple(new for inner in side for new in self._tiles_inside(inner)) for side in (stmt.then, stmt.otherwise))
+            return (If(stmt.cond, *sides),)
+        if not isinstance(stmt, For):
+            return (stmt,)
+        outer, core = self._outer_loops(stmt)
+        if len(outer) > 1 and not has_loops(core) and not any(isinstance(inner, If | Alloc) for inner in walk(core)):
+            width = self._width(core)
+            turned = self._turned(outer, core, min(reversed(outer), key=lambda loop: self._cost(core, loop, width)))
+            if turned is not None:
+                around, tiles = turned
+                return _wrap(around, (tiles,))
+        return (replace(stmt, body=tuple(new for inner in stmt.body for new in self._tiles_inside(inner))),)
 
     def _inner(self, loop: For) -> Block:
         """An innermost loop: on lanes where it is independent or a sum."""

@@ -5,7 +5,7 @@ for m in M: for l in L: y[m*L + l] = f(x[l*M + m])
 for block of 64 bytes of l: for m0 in M by W: for each tile of W in the block:
     rows[r, k] = x[(l0 + r)*M + m0 + k]        (k in W: a vector; r in W unrolled)
     y[(m0 + k)*L + l0 + r] = f(rows[r, k])     (r in W: a vector, a column of the square; k in W unrolled)
-(what is left of m, and the last block where it is short, element by element)
+(what is left of m: a tile that does again what the one before did, or element by element, as the last block where it is short)
 """
 
 from __future__ import annotations
@@ -26,16 +26,23 @@ _LINE_BYTES = 64  # a block of l fills the cache lines that it writes
 
 @dataclass(frozen=True)
 class Turn:
-    """Two loops to exchange through tiles: ``lanes`` is contiguous for stores, ``rows`` for ``loads``."""
+    """Two loops to exchange through tiles: ``lanes`` is contiguous for stores, ``rows`` for ``loads``.
+
+    ``again``: elements may be stored a second time.
+    """
 
     lanes: For
     rows: For
     loads: tuple[Load, ...]
     width: int
+    again: bool = False
 
 
-def find_turn(outer: list[For], core: Block, lanes: For, vector_bytes: int) -> Turn | None:
-    """The tiles that spare a flat core its strided loads along ``lanes``; None where there are none to spare."""
+def find_turn(outer: list[For], core: Block, lanes: For, vector_bytes: int, *, again: bool = False) -> Turn | None:
+    """The tiles that spare a flat core its strided loads along ``lanes``; None where there are none to spare.
+
+    ``again``: no two parameters share their memory, so that storing a second time changes nothing.
+    """
     if any(isinstance(stmt, Check | If | Alloc | For) for stmt in walk(core)):
         return None
     for rows in outer:
@@ -44,18 +51,19 @@ def find_turn(outer: list[For], core: Block, lanes: For, vector_bytes: int) -> T
         steps = zip(load_steps(core, lanes.var), load_steps(core, rows.var), strict=True)
         loads = [load for (load, along), (_, across) in steps if along not in (0, 1) and across == 1 and load.mask is None]
         if loads and not any(dependent(core, name) & dims.shape_symbols(load.indices) for load in loads for name in (lanes.var, rows.var)):
-            return _turn(lanes, rows, loads, core, vector_bytes)
+            return _turn(lanes, rows, loads, core, vector_bytes, again=again)
     return None
 
 
-def _turn(lanes: For, rows: For, loads: list[Load], core: Block, vector_bytes: int) -> Turn | None:
+def _turn(lanes: For, rows: For, loads: list[Load], core: Block, vector_bytes: int, *, again: bool) -> Turn | None:
     size = max(load.dtype.bytes for load in loads)
     width = min(16, vector_bytes // size)
     long = all(not isinstance(loop.extent, int) or loop.extent >= width for loop in (lanes, rows))
     stores = [stmt for stmt in walk(core) if isinstance(stmt, Store)]
     if width < 4 or not long or any(store.mask is not None for store in stores):
         return None
-    return Turn(lanes, rows, tuple(loads), width)
+    stored, read = {store.buffer for store in stores}, {load.buffer for load, _ in load_steps(core, lanes.var)}
+    return Turn(lanes, rows, tuple(loads), width, again and stored.isdisjoint(read))
 
 
 def _independent_extents(a: For, b: For) -> bool:
@@ -71,7 +79,7 @@ class _Tiles:
     def __init__(self, turn: Turn, core: Block, names: Names) -> None:
         self.turn, self.core, self.names = turn, core, names
         self.width = turn.width
-        self.block = max(self.width, _LINE_BYTES // max(load.dtype.bytes for load in turn.loads))
+        self.block = _block(turn)
         self.number = names("i")
 
     def loop(self) -> For:
@@ -90,10 +98,17 @@ class _Tiles:
         turns = dims.floordiv(rows.extent, width)
         tile = self.names("i")
         first = dims.symbol(tile) * width
-        body = tuple(stmt for k in range(self.block // width) for stmt in self._tile(start + k * width, first))
+        body = self._tiles(start, first)
         left = dims.mod(rows.extent, width)
-        tail = self._plain(start, self.block, turns * width, left) if left != 0 else ()
-        return (For(tile, turns, body), *tail)
+        if left == 0:
+            return (For(tile, turns, body),)
+        if self.turn.again and isinstance(rows.extent, int):
+            return (For(tile, turns, body), *self._tiles(start, rows.extent - width))
+        return (For(tile, turns, body), *self._plain(start, self.block, turns * width, left))
+
+    def _tiles(self, start: DimLike, first: DimLike) -> Block:
+        """The tiles of a block of lanes, of rows from ``first``."""
+        return tuple(stmt for k in range(self.block // self.width) for stmt in self._tile(start + k * self.width, first))
 
     def _tile(self, lane: DimLike, row: DimLike) -> Block:
         width = self.width
@@ -122,6 +137,14 @@ class _Tiles:
         lane, row = self.names("i"), self.names("i")
         at = {self.turn.lanes.var: start + dims.symbol(lane), self.turn.rows.var: first + dims.symbol(row)}
         return (For(row, rows, (For(lane, count, substitute(self.core, at, KNOWN), LoopKind.VECTOR, self.width),)),)
+
+
+def _block(turn: Turn) -> int:
+    """How many lanes a block takes: a cache line's, or the whole tiles of a short loop."""
+    line = _LINE_BYTES // max(load.dtype.bytes for load in turn.loads)
+    extent = turn.lanes.extent
+    most = min(line, extent // turn.width * turn.width) if isinstance(extent, int) else line
+    return max(turn.width, most)
 
 
 class _Columns(Rewriter):
