@@ -9,7 +9,7 @@ results are expressions over the kernel's dims. Profiles print them beside what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -67,8 +67,8 @@ def moved_bytes_and_cycles(kernel: Kernel, target: Target) -> tuple[DimLike, Dim
     try:
         total = walk.block_cost(kernel.body).total()
     except _Unknown:
-        return _moved(kernel, {}), 0
-    return _moved(kernel, walk.touched), _short(dims.floordiv(total, _UNIT))
+        return _moved(kernel), 0
+    return _moved(kernel, walk), _short(dims.floordiv(total, _UNIT))
 
 
 def cycles(kernel: Kernel, target: Target) -> DimLike:
@@ -81,13 +81,15 @@ def moved_bytes(kernel: Kernel) -> DimLike:
     return moved_bytes_and_cycles(kernel, _ANY)[0]
 
 
-def _moved(kernel: Kernel, found: Mapping[str, DimLike]) -> DimLike:
+def _moved(kernel: Kernel, walk: _Walk | None = None) -> DimLike:
+    """Bytes of the parameters; of those of a finished ``walk``, what it touched. A symbolic number of elements is fewer only of a
+    table, of which memory decides what is read."""
     total: DimLike = 0
     for param in kernel.params:
         size = dims.product(param.shape)
-        touched = found.get(param.name, size)
-        if isinstance(touched, int) and isinstance(size, int):
-            size = min(size, touched)
+        touched = size if walk is None else walk.touched.get(param.name, size)
+        if isinstance(size, int) and (isinstance(touched, int) or (walk is not None and param.name in walk.tables)):
+            size = dims.minimum(size, touched)
         total = total + dims.ceildiv(size * param.dtype.bits, 8) * (2 if param.access is Access.INOUT else 1)
     return _short(total)
 
@@ -147,6 +149,7 @@ class _Walk:
         self.registers: set[str] = set()
         self.turns: DimLike = 1
         self.touched: dict[str, DimLike] = {}
+        self.tables: set[str] = set()  # what is read where memory says
         self.lanes: tuple[str, int] | None = None  # of the vector loop around
 
     # Statements ---------------------------------------------------------------------------------------
@@ -283,6 +286,8 @@ class _Walk:
                 case Load():
                     if expr.buffer not in self.registers:
                         self._touch(expr.buffer)
+                        if any(dims.symbols(index) - self.known - self.middle.keys() for index in expr.indices):
+                            self.tables.add(expr.buffer)
                         cost.loads += self._accesses(expr.indices, expr.dtype.bytes)
                 case Op():
                     self._operation(expr, cost)

@@ -102,3 +102,11 @@ def test_long_estimates_are_fitted():
     found = cycles(kernel(f"kernel rests(p0: out f32[4]) dims (d0) {{\n  {loops}\n}}"), TARGET)
     assert len(str(found)) < 100
     assert dims.evaluate(found, {"d0": 1000}) > dims.evaluate(found, {"d0": 10}) > 0
+
+
+def test_of_a_table_no_more_counts_than_the_rows_that_are_looked_up():
+    lookup = "for i0 in 0..d0 {\n    let x0 = load p1[i0]\n    for i1 in 0..8 {\n      store p2[i0, i1] = load p0[x0, i1]\n    }\n  }"
+    text = f"kernel rows(p0: in f32[1000, 8], p1: in i64[d0], p2: out f32[d0, 8]) dims (d0) {{\n  {lookup}\n}}"
+    found = moved_bytes(kernel(text))
+    assert dims.evaluate(found, {"d0": 10}) == 10 * (4 * 8 + 8 + 4 * 8)
+    assert dims.evaluate(found, {"d0": 5000}) == 4 * 8000 + 5000 * (8 + 4 * 8)
