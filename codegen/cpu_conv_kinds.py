@@ -1,9 +1,10 @@
-"""Which loops compute a blocked convolution: a plain input, one pass over the input channels, or several."""
+"""Which loops compute a blocked convolution: a plain input, rows of the kernel, one pass over the input channels, or several."""
 
 from __future__ import annotations
 
 from tcompile.codegen.cpu_conv import BlockedConv, DirectConv, StemConv
 from tcompile.codegen.cpu_conv_passes import ConvInPasses
+from tcompile.codegen.cpu_conv_rows import ConvByRows, is_by_rows
 from tcompile.codegen.cpu_epilogue import anchor
 from tcompile.codegen.cpu_interleaved import InterleavedConv
 from tcompile.codegen.cpu_paired import PairedConv
@@ -29,6 +30,8 @@ def direct_conv(node: Node, scope: Scope, target: Target) -> list[Built] | None:
 def _kind(core: Node, node: Node, scope: Scope, target: Target) -> DirectConv:
     if core.op == "conv_stem":
         return StemConv(node, scope, target, "conv")
+    if is_by_rows(core, target):
+        return ConvByRows(node, scope, target, "conv")
     passes = ConvInPasses(node, scope, target, "conv")
     return passes if passes.applies() else BlockedConv(node, scope, target, "conv")
 

@@ -91,11 +91,16 @@ def lower_conv_pointwise(node: Node, scope: Scope) -> list[Draft]:
 
 
 def lower_depthwise(node: Node, scope: Scope) -> list[Draft]:
-    """out[n, c, i, lane] = sum over k of x[n, c, i * stride + k * dilation, lane] * w[c, k, lane]"""
+    """out[n, c, i, lane] = sum over j, k of x[n, c, i * stride + k * dilation, lane turned by j in its group] * w[c, j, k, lane]"""
     x, w = node.inputs
+    grouped = w.rank == x.rank
 
     def term(draft: Draft, at: Shape, k: Shape) -> tuple[Expr, Expr]:
-        return draft.element(x, (at[0], at[1], *_taps(node, at[2:-1], k), at[-1])), draft.element(w, (at[1], *k, at[-1]))
+        lane, tap = at[-1], k[1:] if grouped else k
+        if grouped:
+            ranges, group = draft.nest.ranges, w.shape[1]
+            lane = dims.floordiv(lane, group, ranges) * group + dims.mod(lane + k[0], group, ranges)
+        return draft.element(x, (at[0], at[1], *_taps(node, at[2:-1], tap), lane)), draft.element(w, (at[1], *k, at[-1]))
 
     return _contraction("depthwise", node, scope, w.shape[1:-1], term)
 

@@ -241,23 +241,35 @@ register(
 
 def _infer_depthwise(types: Types, attrs: Attrs, regions: object) -> Types:
     x, w = types
-    need(x.rank >= 4 and w.rank == x.rank - 1, "x [N, C/B, spatial, B] and w [C/B, kernel, B]", f"{x}, {w}")
+    need(
+        x.rank >= 4 and w.rank in (x.rank - 1, x.rank),
+        "x [N, C/B, spatial, B] and w [C/B, kernel, B] or [C/B, G, kernel, B]",
+        f"{x}, {w}",
+    )
     if differ(x.shape[1], w.shape[0]) or differ(x.shape[-1], w.shape[-1]):
         raise RuleError(f"{w.shape[0]} blocks of {w.shape[-1]}", x)
-    return (TensorType(attrs["dtype"], (*x.shape[:2], *output_extents(x.shape[2:-1], w.shape[1:-1], attrs), x.shape[-1])),)
+    if w.rank == x.rank:
+        need(w.shape[1] > 0 and w.shape[-1] % w.shape[1] == 0, "groups that part a block evenly", f"{w}")
+    return (TensorType(attrs["dtype"], (*x.shape[:2], *output_extents(x.shape[2:-1], w.shape[2 - x.rank : -1], attrs), x.shape[-1])),)
 
 
 def _evaluate_depthwise(arrays: Arrays, attrs: Attrs, regions: object, env: Env) -> Arrays:
     x, w = arrays
-    channels = w.shape[0] * w.shape[-1]
-    plain = np.moveaxis(w, -1, 1).reshape(channels, 1, *w.shape[1:-1])
-    return (blocked_result(channels_first(x), plain, attrs, env, max(channels, 1), w.shape[-1]),)
+    turned = w if w.ndim == x.ndim else w[:, None]
+    channels, group = w.shape[0] * w.shape[-1], turned.shape[1]
+    by_channel = np.moveaxis(turned, -1, 1).reshape(channels, *turned.shape[1:-1])
+    plain = np.zeros_like(by_channel)
+    for channel in range(channels):
+        for turn in range(group):
+            plain[channel, (channel + turn) % group] = by_channel[channel, turn]
+    return (blocked_result(channels_first(x), plain, attrs, env, max(channels // group, 1), w.shape[-1]),)
 
 
 register(
     OpSpec(
         "depthwise_blocked",
-        "depthwise_blocked(x, w) {strides, dilation, dtype}: x [N, C/B, spatial, B] (padded), w [C/B, kernel, B] a kernel per channel.",
+        "depthwise_blocked(x, w) {strides, dilation, dtype}: x [N, C/B, spatial, B] (padded), w [C/B, kernel, B] a kernel per channel, "
+        "or [C/B, G, kernel, B] in groups of G channels, where w[.., j, .., l] is for channel (l + j) % G of l's group.",
         operands=(2, 2),
         attrs=_CONV_ATTRS,
         infer=_infer_depthwise,

@@ -2,12 +2,12 @@
 
     conv(x, w)  -->  conv_blocked(pad(pack(x)), w')          channels in blocks of B
                      conv_pointwise(x, w')                   plain input, plain output: kernels of one element
-                     depthwise_blocked(pad(pack(x)), w')     one input and one output channel per group
+                     depthwise_blocked(pad(pack(x)), w')     groups of one channel or a few
                      conv_stem(pad(x), w')                   few input channels: plain input, blocked output
                      conv_winograd(pad(pack(x)), u)          3x3 and others where the products outweigh the transforms
                      conv_strassen(pack(x), u)               pointwise, many channels
 
-Narrow groups (4 to 8 channels in and out) are joined until a block is full: the weights between them are zero, and
+Other narrow groups are joined until a block is full: the weights between them are zero, and
 kernels skip blocks of them.
 """
 
@@ -17,10 +17,10 @@ import math
 
 import numpy as np
 
-from tcompile.ir.build import Builder
-from tcompile.ir.graph import Node, Value
+from tcompile.ir.graph import Node
 from tcompile.passes.layout_bytes import conv_bytes
-from tcompile.passes.layout_forms import Forms, pack_array, padded_to
+from tcompile.passes.layout_depthwise import assign_depthwise
+from tcompile.passes.layout_forms import Forms, pack_array, padded, padded_to
 from tcompile.passes.layout_integer import conv_interleaved, word_parts
 from tcompile.passes.layout_joined import joined_input
 from tcompile.passes.layout_pointwise import assign_pointwise
@@ -46,17 +46,15 @@ def assign_conv(node: Node, forms: Forms) -> bool:
 def _assign(node: Node, forms: Forms, weights: np.ndarray) -> bool:
     x, _ = node.inputs
     groups, channels = node.attrs["groups"], x.shape[1]
-    per_group, outputs = weights.shape[1], weights.shape[0]
     common = {name: node.attrs[name] for name in ("strides", "dilation", "dtype")}
     b = forms.b
     if assign_pointwise(node, weights, forms):
         return True
     if groups == 1 and channels < STEM_CHANNELS and not forms.native(x) and word_parts(node, forms) is None:
-        padded = _padded(b, forms.plain(x), node, lanes=False)
-        result = b.emit("conv_stem", padded, b.constant(pack_array(weights, 0, forms.block)), **common)
-    elif groups > 1 and per_group == 1 and outputs == channels:
-        padded = _padded(b, forms.finite(x), node, lanes=True)
-        result = b.emit("depthwise_blocked", padded, b.constant(pack_array(weights[:, 0], 0, forms.block)), **common)
+        bordered = padded(b, forms.plain(x), node, lanes=False)
+        result = b.emit("conv_stem", bordered, b.constant(pack_array(weights, 0, forms.block)), **common)
+    elif assign_depthwise(node, weights, forms):
+        return True
     else:
         joined = _join_groups(weights, groups, forms.block)
         if joined is None:
@@ -80,9 +78,9 @@ def _assign(node: Node, forms: Forms, weights: np.ndarray) -> bool:
         packed = pack_weights(weights, forms.block)
         if forms.winograd and not parted and assign_strassen(node, packed, forms):
             return True
-        padded = _padded(b, forms.finite(x), node, lanes=True)
+        bordered = padded(b, forms.finite(x), node, lanes=True)
         reads = read_blocks(packed) if parted else ()
-        result = b.emit("conv_blocked", padded, b.constant(packed), groups=groups, reads=reads, **common)
+        result = b.emit("conv_blocked", bordered, b.constant(packed), groups=groups, reads=reads, **common)
     forms.set_blocked(node.output, result, 0.0)  # zero weights, zero lanes
     return True
 
@@ -125,12 +123,3 @@ def _join_groups(weights: np.ndarray, groups: int, block: int) -> tuple[np.ndarr
         rows = slice(group * outputs, (group + 1) * outputs)
         merged[rows, start : start + inputs] = weights[rows]
     return merged, groups // join
-
-
-def _padded(b: Builder, x: Value, node: Node, *, lanes: bool) -> Value:
-    """The input with its borders: two axes before the spatial ones, and the lanes behind."""
-    low, high = node.attrs["low"], node.attrs["high"]
-    if all(amount == 0 for amount in (*low, *high)):
-        return x
-    after = (0,) if lanes else ()
-    return b.emit("pad", x, b.constant(0, x.dtype), low=(0, 0, *low, *after), high=(0, 0, *high, *after), mode="constant")

@@ -149,6 +149,15 @@ def pack_array(array: np.ndarray, axis: int, block: int) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(split, axis + 1, -1))
 
 
+def padded(b: Builder, x: Value, node: Node, *, lanes: bool) -> Value:
+    """The input with its borders: two axes before the spatial ones, and the lanes behind."""
+    low, high = node.attrs["low"], node.attrs["high"]
+    if all(amount == 0 for amount in (*low, *high)):
+        return x
+    after = (0,) if lanes else ()
+    return b.emit("pad", x, b.constant(0, x.dtype), low=(0, 0, *low, *after), high=(0, 0, *high, *after), mode="constant")
+
+
 def padded_to(array: np.ndarray, axis: int, extent: int) -> np.ndarray:
     """The array with zeros behind, up to an extent; itself where it has that."""
     if array.shape[axis] == extent:

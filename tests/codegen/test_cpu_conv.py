@@ -58,6 +58,37 @@ def test_groups():
     check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)})
 
 
+@pytest.mark.parametrize(
+    ("groups", "inputs", "spatial", "kernel", "strides", "dilation"),
+    [
+        (4, 1, (5, 5), (3, 3), (1, 1), (1, 1)),
+        (3, 2, (6, 31), (3, 5), (1, 2), (1, 1)),
+        (1, 3, (4, 29), (1, 3), (1, 1), (1, 2)),
+        (2, 1, (40,), (9,), (1,), (1,)),
+        (2, 1, (3, 4, 17), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+        (1, 2, (4, 47), (2, 14), (1, 1), (1, 1)),
+    ],
+)
+@pytest.mark.parametrize(("target", "block"), [("x86-64-v3", 8), ("x86-64-v4", 16), ("aarch64-linux", 4)])
+def test_groups_of_one_vector(target, block, groups, inputs, spatial, kernel, strides, dilation):
+    """By rows of the kernel: each broadcast input serves several columns."""
+    b = Builder()
+    x = b.input("x", F32, (2, groups * inputs, *spatial, block))
+    y = blocked(b, x, normal(groups, inputs, *kernel, block, block), strides, dilation, groups)
+    bias = b.emit("broadcast", b.constant(normal(groups, block)), shape=y.shape, axes=(1, y.rank - 1))
+    y = b.map("sigmoid", b.map("add", y, bias))
+    assert check_template(b.graph([y], ["y"]), {"x": normal(*x.shape)}, target) == ["conv"]
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_groups_of_one_vector_and_any_size(n):
+    b = Builder()
+    b.symbols.update(n=Range(0, None), w=Range(2, None))
+    x = b.input("x", F32, (dims.symbol("n"), 2, 4, dims.symbol("w"), 8))
+    y = blocked(b, x, normal(2, 1, 3, 2, 8, 8), groups=2)
+    check_template(b.graph([y], ["y"]), {"x": normal(n, 2, 4, 2 + 11 * n, 8)}, "x86-64-v3")
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("n", [0, 1, 2, 5])
 def test_symbolic_batch_and_size(n, kernel):

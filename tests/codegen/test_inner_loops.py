@@ -21,7 +21,7 @@ def _constant(b, *shape):
 
 
 def _conv(size=28, channels=64, kernel=3, stride=1, groups=1):
-    def build(b):
+    def build(b, _):
         x = b.input("x", F32, (1, channels, size, size))
         low = (kernel // 2,) * 2
         attrs = {"strides": (stride,) * 2, "lhs_dilation": (1, 1), "dilation": (1, 1), "low": low, "high": low, "groups": groups}
@@ -30,21 +30,34 @@ def _conv(size=28, channels=64, kernel=3, stride=1, groups=1):
     return build
 
 
-def _pointwise_in_blocks(b):
-    x = _conv(channels=3, stride=2)(b)
+def _pointwise_in_blocks(b, target):
+    x = _conv(channels=3, stride=2)(b, target)
     attrs = {"strides": (1, 1), "lhs_dilation": (1, 1), "dilation": (1, 1), "low": (0, 0), "high": (0, 0), "groups": 1}
     return b.emit("conv", x, _constant(b, 64, 64, 1, 1), **attrs, dtype=F32)
 
 
+def _conv_of_vectors(stride=1):
+    """Groups of as many channels as a vector of the target has lanes: given blocked, as layouts of every target may have them."""
+
+    def build(b, target):
+        lanes = target.float_lanes
+        x = b.input("x", F32, (1, 4, 30, 30, lanes))
+        return b.emit(
+            "conv_blocked", x, _constant(b, 4, 1, 3, 3, lanes, lanes), strides=(stride,) * 2, dilation=(1, 1), groups=4, dtype=F32
+        )
+
+    return build
+
+
 def _dot(rows):
-    def build(b):
+    def build(b, _):
         x = b.input("x", F32, (rows, 512))
         return b.emit("dot_general", x, _constant(b, 512, 768), batch=((), ()), contract=((1,), (0,)), dtype=F32)
 
     return build
 
 
-def _gathered(b):
+def _gathered(b, _):
     rows, channels = b.input("rows", I32, (1, 300, 3)), b.input("channels", F32, (1, 96))
     shapes = (300,), (4, 1, 32), (4, 3, 32, 5, 32)
     return b.emit(
@@ -66,6 +79,11 @@ LAYERS = {
     "stem": (_conv(112, 3, 7, 2), "conv", 8),
     "depthwise": (_conv(groups=64), "depthwise", 20),
     "depthwise strided": (_conv(groups=64, stride=2), "depthwise", 20),
+    "groups of 2": (_conv(groups=32), "depthwise", 25),
+    "groups of 4": (_conv(groups=16), "depthwise", 25),
+    "groups of 4 strided": (_conv(groups=16, stride=2), "depthwise", 20),
+    "groups of a vector": (_conv_of_vectors(), "conv", 25),
+    "groups of a vector strided": (_conv_of_vectors(stride=2), "conv", 20),
     "depthwise 5x5": (_conv(kernel=5, groups=64), "depthwise", 45),
     "depthwise 5x5 strided": (_conv(kernel=5, groups=64, stride=2), "depthwise", 35),
     "depthwise 7x7": (_conv(kernel=7, groups=64), "depthwise", 40),
@@ -80,7 +98,7 @@ LAYERS = {
 def test_the_busiest_loop(name, layer):
     build, template, least = LAYERS[layer]
     b, target = Builder(), named_target(name)
-    graph = optimise(b.graph([build(b)], ["y"]), target)
+    graph = optimise(b.graph([build(b, target)], ["y"]), target)
     *_, kernel = (k for k in program_kernels(lower(graph, target)) if k.tags.get("template") == template)
     loops = inner_loops(assembly(emit_kernel(kernel, target), target), target.arch)
     if template == "winograd":  # its transforms have FMAs too, among more of other instructions

@@ -74,7 +74,12 @@ def test_stem_reads_plain_images():
     [
         (24, 24, 24, "depthwise_blocked"),
         (32, 2, 32, "conv_blocked"),
-        (32, 8, 32, "conv_blocked"),
+        (32, 8, 32, "depthwise_blocked"),
+        (20, 10, 20, "depthwise_blocked"),
+        (12, 12, 24, "depthwise_blocked"),
+        (5, 5, 15, "depthwise_blocked"),
+        (1, 1, 3, "conv_stem"),
+        (32, 8, 64, "conv_blocked"),
         (6, 2, 6, "conv"),
         (12, 1, 5, "conv_blocked"),
     ],
