@@ -15,7 +15,9 @@ from tcompile.ir.dtypes import F32, F64, I32, I64, DType
 from tcompile.ir.target import Target
 from tcompile.ir.winograd import Winograd
 
-_TRANSFORM_CYCLES = 180.0  # of one tile and one vector of channels, both passes, loads and stores
+_TRANSFORM_CYCLES = 120.0  # of one tile of 36 values and one vector of channels, both passes, loads and stores
+_WHOLE_TRANSFORM_CYCLES = 90.0  # of halves
+_WINOGRAD_PRODUCTS = 1.2  # cycles for each that FMAs alone would take: sums are short, and come from and go to the L2 cache
 _HALVES_GAIN = 1.5  # products of halves for each of floats: a word's two take two operations, which share ports
 _MEMORY_BYTES_PER_CYCLE = 6.0  # of one core
 _L2_BYTES_PER_CYCLE = 24.0  # into the L1 cache
@@ -370,7 +372,7 @@ def winograd_cycles(target: Target, form: Winograd, tiles: int, inputs: int, out
     """Estimated cycles of a Winograd convolution on one core: products, transforms, and the weights from memory."""
     rate = target.fma_ports * target.float_lanes
     inputs *= len(form.offsets)
-    products = tiles * form.values * inputs * outputs / rate
+    products = _WINOGRAD_PRODUCTS * tiles * form.values * inputs * outputs / rate
     transforms = tiles * (inputs + outputs) / target.float_lanes * _TRANSFORM_CYCLES * form.values / 36
     return max(products + transforms, form.values * 4 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)
 
@@ -379,7 +381,7 @@ def whole_winograd_cycles(target: Target, form: Winograd, tiles: int, inputs: in
     """``winograd_cycles`` of words of two channels: a word takes two operations to multiply and add, and one vector for 16 channels."""
     rate = target.fma_ports * target.float_lanes
     products = tiles * form.values * inputs * outputs / rate / _HALVES_GAIN
-    transforms = tiles * (inputs / 2 + outputs) / target.float_lanes * _TRANSFORM_CYCLES / 2 * form.values / 36
+    transforms = tiles * (inputs / 2 + outputs) / target.float_lanes * _WHOLE_TRANSFORM_CYCLES * form.values / 36
     return max(products + transforms, form.values * 2 * inputs * outputs / _MEMORY_BYTES_PER_CYCLE)
 
 

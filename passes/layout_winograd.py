@@ -20,7 +20,7 @@ from tcompile.ir.tiles import direct_cycles, winograd_cycles
 from tcompile.ir.winograd import Winograd, forms_of
 from tcompile.passes.layout_forms import Forms, pack_array
 
-_MARGIN = 0.85  # of the direct estimate that the other must stay below
+_MARGIN = 0.95  # of the direct estimate that the other must stay below
 
 
 def winograd_form(node: Node, weights: np.ndarray, forms: Forms) -> Winograd | None:

@@ -4,7 +4,7 @@ import pytest
 
 from tcompile.ir.blocking import conv_pass, even_parts, pass_cycles, row_tile, task_rows
 from tcompile.ir.target import Target
-from tcompile.ir.tiles import Tile, attention_tiles, best_tile, winograd_together
+from tcompile.ir.tiles import Tile, attention_tiles, best_tile, direct_cycles, winograd_cycles, winograd_together
 from tcompile.ir.winograd import form_of
 
 TARGET = Target("test", "x86_64-unknown-linux-gnu", "test", vector_bytes=32, fma_ports=2, fma_latency=4, load_ports=2)
@@ -102,3 +102,10 @@ def test_transformed_values_stay_in_the_l2_cache(tiles, inputs, outputs):
 def test_few_tiles_of_many_weights_are_one_block(tiles, inputs, outputs):
     """Two would read the weights twice."""
     assert winograd_together(TARGET, F4, tiles, inputs, outputs, 1, 8) == tiles
+
+
+@pytest.mark.parametrize(("tiles", "channels", "taken"), [(4, 16, True), (16, 8, True), (1, 8, False)])
+def test_winograd_pays_for_few_channels_but_not_for_few_results(tiles, channels, taken):
+    """``tiles`` of 16 results; a single one of 7 positions wastes most of what it computes."""
+    positions = 16 * tiles if taken else 7
+    assert (winograd_cycles(TARGET, F4, tiles, channels, channels) < direct_cycles(TARGET, positions, 9, channels, channels)) == taken
