@@ -33,12 +33,13 @@ from tcompile.ir.target import Target
 from tcompile.ir.tiles import lanes
 
 MIN_TASKS = 8
-FEWEST_OUTPUTS = 64  # of a task, where it has few: each task makes its own copies
+FEWEST_OUTPUTS = 128  # of a task, where it has few: each task makes its own copies
 MOST_VECTORS = 8  # of a tile: more leave no registers for weights
 _ROOM = 2**16 + POSITIONS  # words of a tile's copies, of which a place is any
 _MOST_LANES = 8
 _TOGETHER = 2  # vectors, whose codes lie in one line of the cache
 _ONES = 0x00010001
+_BYTES = 0x01000001  # halves that make a half of two bytes of two halves
 
 
 class BytesConv:
@@ -301,8 +302,8 @@ class BytesConv:
 
 def _bytes(low: Expr, high: Expr) -> Expr:
     """Four bytes from two words of two halves of 0..255."""
-    low, high = (op("or", half, op("shr", half, const(8, I32))) for half in (low, high))
-    return op("or", op("and", low, const(0xFFFF, I32)), op("shl", high, const(16, I32)))
+    low, high = (op("dot2", half, const(_BYTES, I32), const(0, I32)) for half in (low, high))
+    return op("or", low, op("shl", high, const(16, I32)))
 
 
 @template("conv_bytes")
