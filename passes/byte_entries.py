@@ -24,7 +24,7 @@ _MOST = 128  # of a load: 255 * 128 < 2**15
 _LANES = np.arange(4, dtype=np.uint64) * np.uint64(16)
 _ROOM = np.uint64(_MOST * 0x0001_0001_0001_0001)
 _TOPS = np.uint64(0x8000_8000_8000_8000)
-_AT_ONCE = 256  # outputs: their bins lie in the cache
+_AT_ONCE = 512  # outputs: their bins lie in the cache
 
 
 @dataclass(frozen=True)
