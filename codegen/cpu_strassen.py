@@ -23,7 +23,7 @@ from tcompile.ir.strassen import INPUTS, OUTPUTS, VALUES
 from tcompile.ir.target import Target
 from tcompile.ir.tiles import strassen_together
 
-SHARES = Shares(tasks=4, few=128, many=128, group=64)
+SHARES = Shares(tasks=4, few=128, many=128, group=128)
 PASS = 256  # inputs of a half that are summed at once: a pass's sums are read and written again
 
 
