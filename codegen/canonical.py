@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from tcompile.codegen.loop_rewrite import Rewriter
 from tcompile.ir import dims
-from tcompile.ir.dims import DimLike, Range, Symbol
+from tcompile.ir.dims import NOTHING_KNOWN, DimLike, Symbol
 from tcompile.ir.loops import Alloc, Block, Expr, For, Kernel, Let, Stmt, Var
 
 
@@ -43,7 +43,7 @@ class _Renamer(Rewriter):
         self._counts = {"i": 0, "x": 0, "b": 0}
 
     def dim(self, expr: DimLike) -> DimLike:
-        return dims.substitute(expr, {name: dims.symbol(self.names[name]) for name in dims.symbols(expr)}, _NOTHING_KNOWN)
+        return dims.substitute(expr, {name: dims.symbol(self.names[name]) for name in dims.symbols(expr)}, NOTHING_KNOWN)
 
     def buffer(self, name: str) -> str:
         return self.buffers[name]
@@ -69,19 +69,6 @@ class _Renamer(Rewriter):
             table[name] = f"{letter}{self._counts[letter]}"
             self._counts[letter] += 1
         return table[name]
-
-
-class _NothingKnown(dict):
-    """Ranges that prove nothing: renaming must not simplify (a missing range would mean >= 0)."""
-
-    def get(self, name: str, default: object = None) -> Range:
-        return Range(-(2**62), None)
-
-    def __bool__(self) -> bool:
-        return True
-
-
-_NOTHING_KNOWN = _NothingKnown()
 
 
 def _used_symbols(kernel: Kernel, symbols: frozenset[str]) -> list[str]:

@@ -71,7 +71,7 @@ def _emit_functions(kernel: Kernel, target: Target, bounds: bool) -> tuple[str, 
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _DEPTH))
     fn = Function()
     emitter = Statements(fn, target, kernel, bounds=bounds)
-    groups = _groups(kernel)
+    groups = kernel.groups()
     for position, param in enumerate(kernel.params):
         emitter.buffers[param.name] = Buffer(param.name, param.dtype, param.shape, Value(f"%p{position}"), groups[param.name])
     for position, name in enumerate(kernel.dims):
@@ -82,15 +82,6 @@ def _emit_functions(kernel: Kernel, target: Target, bounds: bool) -> tuple[str, 
     parameters = ", ".join(_parameters(kernel, groups))
     inner = f'define internal i32 @"{kernel.name}.body"({parameters}) noinline #0 {{\n{body}\n}}'
     return f"{_entry(kernel)}\n{inner}", emitter.memory.uses_zeros
-
-
-def _groups(kernel: Kernel) -> dict[str, str]:
-    """For each parameter, the name of the first one that may be the same buffer."""
-    groups = {param.name: param.name for param in kernel.params}
-    for a, b in kernel.aliases:
-        keep, drop = groups[kernel.params[a].name], groups[kernel.params[b].name]
-        groups = {name: keep if group == drop else group for name, group in groups.items()}
-    return groups
 
 
 def _parameters(kernel: Kernel, groups: dict[str, str]) -> Iterable[str]:

@@ -129,7 +129,7 @@ def _emit(kernel: Kernel, ranges: Ranges, used: set[str], limits: set[DimLike] |
     emitter.names.base, emitter.names.limits = extents & set(kernel.dims), limits
     emitter.depth = 1
     dim_names = _bind_dims(emitter, kernel, ranges)
-    groups = _groups(kernel)
+    groups = kernel.groups()
     for param in kernel.params:
         emitter.buffers[param.name] = Buffer(
             c_name(param.name), param.dtype, param.shape, Space.GLOBAL, groups[param.name], param.access is not Access.IN
@@ -166,15 +166,6 @@ def _bind_dims(emitter: Statements, kernel: Kernel, ranges: Ranges) -> list[str]
         arguments.append(f"{word}_arg" if fits else word)
         emitter.names.bind(name, Text(word, not fits), known)
     return arguments
-
-
-def _groups(kernel: Kernel) -> dict[str, str]:
-    """For each parameter, the name of the first one that may be the same buffer."""
-    groups = {param.name: param.name for param in kernel.params}
-    for a, b in kernel.aliases:
-        keep, drop = groups[kernel.params[a].name], groups[kernel.params[b].name]
-        groups = {name: keep if group == drop else group for name, group in groups.items()}
-    return groups
 
 
 def _pointers(kernel: Kernel, groups: dict[str, str]) -> Iterable[str]:

@@ -76,8 +76,9 @@ Reader = Callable[[DimLike], Expr]  # the register of a thread's number-th row o
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """One copy of a thread: where in a stage, which row, which term of a stage; ``exists``: for this thread at all."""
+class Piece:
+    """Elements that one copy of a thread brings: their place in a stage, their row, the first's term; ``inside``: the row is one of
+    the operand's, ``exists``: the copy is one of this thread's."""
 
     outer: DimLike
     along: DimLike
@@ -104,13 +105,13 @@ class Stage:
 
     # Copies -------------------------------------------------------------------------------------------
 
-    def _pieces(self) -> list[_Piece]:
+    def _pieces(self) -> list[Piece]:
         """This thread's copies, with what they have in common for all terms."""
         side, tile, ranges = self.side, self.tile, self.nest.ranges
         inner = (tile.terms if self.by_terms else side.size) // self.width
         count = side.size * tile.terms // self.width
         highs = (side.size, tile.terms) if self.by_terms else (tile.terms, side.size)
-        found: list[_Piece] = []
+        found: list[Piece] = []
         for first in range(0, count, tile.threads):
             number = first + self.block.thread
             outer = self.block.named(dims.floordiv(number, inner, ranges), highs[0] - 1)
@@ -120,7 +121,7 @@ class Stage:
             known = next((piece for piece in found if piece.row == row), None)
             inside = known.inside if known else self._named(self._below(row, side.extent, side.size))
             exists = None if first + tile.threads <= count else compare("lt", number, count)
-            found.append(_Piece(outer, along, row, term, known.place if known else side.place(row), inside, exists))
+            found.append(Piece(outer, along, row, term, known.place if known else side.place(row), inside, exists))
         return found
 
     def _named(self, cond: Expr | None) -> Expr | None:
@@ -135,7 +136,7 @@ class Stage:
             with self.nest.branch(piece.exists):
                 self._copy(slot, first, moved, piece)
 
-    def _copy(self, slot: DimLike, first: DimLike, moved: DimLike, piece: _Piece) -> None:
+    def _copy(self, slot: DimLike, first: DimLike, moved: DimLike, piece: Piece) -> None:
         side, place, inside = self.side, piece.place, piece.inside
         if moved != 0:
             place, inside = side.place(piece.row + moved), self._below(piece.row + moved, side.extent, side.size)

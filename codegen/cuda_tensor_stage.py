@@ -8,14 +8,13 @@ another order than the stage, or another dtype, elements go through registers.
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Protocol
 
 from tcompile.codegen.cuda_block import ThreadBlock
-from tcompile.codegen.cuda_stage import COPY_BYTES, Side, step_along
+from tcompile.codegen.cuda_stage import COPY_BYTES, Piece, Side, step_along
 from tcompile.codegen.scalar import both, cast, compare, const, select
 from tcompile.ir import dims
-from tcompile.ir.dims import DimLike, Shape
+from tcompile.ir.dims import DimLike
 from tcompile.ir.dtypes import BF16, F16, F32, DType
 from tcompile.ir.loops import CopyAsync, Expr, Load, LoopKind, Space, Tile, TileOp
 
@@ -31,19 +30,6 @@ class Step(Protocol):
 
     @property
     def terms(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Consecutive elements that a thread brings: their place in a stage, row and term, and what is known of the row."""
-
-    outer: DimLike
-    along: DimLike
-    row: DimLike
-    term: DimLike
-    place: Shape
-    inside: Expr | None
-    exists: Expr | None
 
 
 class TensorStage:
@@ -81,12 +67,12 @@ class TensorStage:
 
     # Filling ------------------------------------------------------------------------------------------
 
-    def _pieces(self) -> list[_Piece]:
+    def _pieces(self) -> list[Piece]:
         side, step, ranges = self.side, self.step, self.nest.ranges
         count = side.size * step.terms // self.width
         frees, terms = side.size - 1, step.terms - 1
         per_row = step.terms // self.width
-        found: list[_Piece] = []
+        found: list[Piece] = []
         for first in range(0, count, step.threads):
             number = first + self.block.thread
             if not self.by_terms:
@@ -103,7 +89,7 @@ class TensorStage:
             known = next((piece for piece in found if piece.row == row), None)
             inside = known.inside if known else self._named(self._below(row, side.extent, side.size))
             exists = None if first + step.threads <= count else compare("lt", number, count)
-            found.append(_Piece(outer, along, row, term, known.place if known else side.place(row), inside, exists))
+            found.append(Piece(outer, along, row, term, known.place if known else side.place(row), inside, exists))
         return found
 
     def _named(self, cond: Expr | None) -> Expr | None:
@@ -127,7 +113,7 @@ class TensorStage:
                 nest.store(held, (k, lane), self._element(first, piece, lane, both(limit, piece.exists)))
         return held
 
-    def _copy(self, slot: DimLike, first: DimLike, piece: _Piece) -> None:
+    def _copy(self, slot: DimLike, first: DimLike, piece: Piece) -> None:
         guard = both(piece.inside, self._below(first + piece.term, self.terms, self.step.terms))
         value = self.side.element(piece.place, first + piece.term, guard)
         assert isinstance(value, Load)
@@ -138,7 +124,7 @@ class TensorStage:
         with self.nest.branch(piece.exists):
             self.nest.emit(copy)
 
-    def _element(self, first: DimLike, piece: _Piece, lane: int, limit: Expr | None) -> Expr:
+    def _element(self, first: DimLike, piece: Piece, lane: int, limit: Expr | None) -> Expr:
         term = first + piece.term + lane
         guard = both(both(limit, piece.inside), self._below(term, self.terms, self.step.terms))
         value = cast(self.side.element(piece.place, term, guard), self.kind, saturate=False)
@@ -155,7 +141,7 @@ class TensorStage:
             with self.nest.branch(piece.exists):
                 self._put(slot, held, k, piece)
 
-    def _put(self, slot: DimLike, held: str, k: int, piece: _Piece) -> None:
+    def _put(self, slot: DimLike, held: str, k: int, piece: Piece) -> None:
         nest = self.nest
         if self.width == 1:
             nest.store(self.buffer, (slot, piece.outer, piece.along), Load(held, (k, 0), self.kind))

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tcompile.ir import dims
-from tcompile.ir.dims import DimLike, Range, Shape
+from tcompile.ir.dims import NOTHING_KNOWN, DimLike, Shape
 from tcompile.ir.loops import Access, Block, Check, For, Kernel, Load, Param, Stmt, Store, While
 from tcompile.ir.loops_evaluate import postorder
 from tcompile.ir.loops_interpret import blocks, expressions, walk
@@ -131,21 +131,8 @@ def _common(a: tuple[_Step, ...], b: tuple[_Step, ...]) -> Iterator[None]:
 def _same_map(mine: list[For], indices: Shape, theirs: list[For], others: Shape) -> bool:
     """Whether two nests go through the same elements in the same way, their variables being called differently."""
     names = {a.var: dims.symbol(b.var) for a, b in zip(mine, theirs, strict=True)}
-    extents = all(dims.substitute(a.extent, names, _NOTHING_KNOWN) == b.extent for a, b in zip(mine, theirs, strict=True))
-    return extents and tuple(dims.substitute(index, names, _NOTHING_KNOWN) for index in indices) == others
-
-
-class _NothingKnown(dict):
-    """Ranges that prove nothing, so that renaming does not simplify."""
-
-    def get(self, name: str, default: object = None) -> Range:
-        return Range(-(2**62), None)
-
-    def __bool__(self) -> bool:
-        return True
-
-
-_NOTHING_KNOWN = _NothingKnown()
+    extents = all(dims.substitute(a.extent, names, NOTHING_KNOWN) == b.extent for a, b in zip(mine, theirs, strict=True))
+    return extents and tuple(dims.substitute(index, names, NOTHING_KNOWN) for index in indices) == others
 
 
 def _sites(block: Block, around: tuple[_Step, ...], equal: Mapping[str, DimLike]) -> Iterator[_Site]:
@@ -161,4 +148,4 @@ def _sites(block: Block, around: tuple[_Step, ...], equal: Mapping[str, DimLike]
 
 
 def _under(indices: Shape, equal: Mapping[str, DimLike]) -> Shape:
-    return tuple(dims.substitute(index, equal, _NOTHING_KNOWN) for index in indices) if equal else indices
+    return tuple(dims.substitute(index, equal, NOTHING_KNOWN) for index in indices) if equal else indices

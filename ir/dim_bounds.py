@@ -23,6 +23,20 @@ class Range:
 Ranges = Mapping[str, Range]
 
 
+class _NothingKnown(dict):
+    """Every symbol may be anything, where one without a range would be at least 0."""
+
+    def get(self, name: str, default: object = None) -> Range:
+        """The range of a symbol."""
+        return Range(-(2**62), None)
+
+    def __bool__(self) -> bool:
+        return True
+
+
+NOTHING_KNOWN: Ranges = _NothingKnown()
+
+
 def nonnegative(d: DimLike, ranges: Ranges | None = None) -> bool:
     """Whether d >= 0 is proved for all symbols in their ranges (a symbol without a range is >= 0)."""
     if isinstance(d, int):

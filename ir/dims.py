@@ -15,7 +15,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 
-from tcompile.ir.dim_bounds import Range, Ranges, lower_bound, nonnegative, upper_bound
+from tcompile.ir.dim_bounds import NOTHING_KNOWN, Range, Ranges, lower_bound, nonnegative, upper_bound
 from tcompile.ir.dim_functions import bcast, ceildiv, floordiv, maximum, minimum, mod
 from tcompile.ir.dim_polynomial import (
     Atom,
@@ -37,6 +37,7 @@ from tcompile.ir.dim_polynomial import (
 )
 
 __all__ = [
+    "NOTHING_KNOWN",
     "Atom",
     "Call",
     "Dim",

@@ -361,6 +361,14 @@ class Kernel:
     flops: DimLike = 0  # per run, for the profile and the choice to go parallel
     tags: dict[str, str] = field(default_factory=dict)  # schedule choices, for inspect
 
+    def groups(self) -> dict[str, str]:
+        """For each parameter, the name of the first one that may be the same buffer."""
+        groups = {param.name: param.name for param in self.params}
+        for a, b in self.aliases:
+            keep, drop = groups[self.params[a].name], groups[self.params[b].name]
+            groups = {name: keep if group == drop else group for name, group in groups.items()}
+        return groups
+
 
 def index(expr: DimLike) -> Expr:
     """An index expression as a value."""
