@@ -17,7 +17,7 @@ from tcompile.codegen.cpu_epilogue import anchor
 from tcompile.codegen.cpu_gemm import LINE_BYTES, Gemm, Problem, Right
 from tcompile.codegen.cpu_split import split_task
 from tcompile.codegen.draft import Draft, Scope
-from tcompile.codegen.scalar import compare
+from tcompile.codegen.scalar import cast, compare
 from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Shape
@@ -46,7 +46,7 @@ class PointwiseConv(Gemm):
         problem = self.problem
         best = pointwise_tile(self.target, problem.rows, problem.columns, problem.terms, problem.dtype)
         tile = Tile(self.height, best.vectors, best.lanes)
-        self.span = panels_at_once(self.target, tile, problem.terms, self.core.inputs[0].dtype.bytes)
+        self.span = panels_at_once(self.target, tile, problem.terms, problem.dtype.bytes)
         return tile
 
     def write(self) -> Draft:
@@ -86,19 +86,19 @@ class PointwiseConv(Gemm):
         return Load(self.draft.read(w), ((number * self.problem.terms + term) * self.height + place,), w.dtype)
 
     def _panel_of(self, copied: str, panel: DimLike) -> Right:
-        first, width, dtype = panel * self.problem.terms, self.tile.columns, self.core.inputs[0].dtype
+        first, width, dtype = panel * self.problem.terms, self.tile.columns, self.problem.dtype
         return lambda term, vector, lane: Load(copied, ((first + term) * width + vector * self.tile.lanes + lane,), dtype)
 
     def _copy(self, batch: DimLike, first: DimLike, count: DimLike) -> str:
-        """``count`` panels from the ``first`` in scratch."""
+        """``count`` panels from the ``first`` in scratch, of the type of the sums."""
         nest, width, terms, x = self.nest, self.tile.columns, self.problem.terms, self.core.inputs[0]
-        copied = nest.alloc(x.dtype, (self.span * terms * width,))
+        copied = nest.alloc(self.problem.dtype, (self.span * terms * width,))
 
         def copy(panel: DimLike, term: DimLike, columns: DimLike | None = None) -> None:
             with nest.loop(width, LoopKind.VECTOR, self.tile.lanes) as column:
                 inside = None if columns is None else compare("lt", column, columns)
                 element = self.draft.inliner.flat(x, self._position(batch, first + panel, term) + column, inside)
-                nest.store(copied, (panel * terms + term) * width + column, element)
+                nest.store(copied, (panel * terms + term) * width + column, cast(element, self.problem.dtype))
 
         full = dims.minimum(count, dims.floordiv(self.problem.columns, width, nest.ranges) - first, nest.ranges)
         if full == self.span:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from tcompile.ir.choices import Option, choose
 from tcompile.ir.dims import DimLike
@@ -17,6 +18,17 @@ _COPY_CYCLES = 0.5  # of an element of an image, to a panel in scratch
 _MOVE_CYCLES = 1.2  # of an element to or from its channel block, through memory
 _MOST_PANELS = 4  # of which a channel's part is a few cache lines
 _MARGIN = 0.97  # of the blocked estimate that the other must stay below
+
+
+@dataclass(frozen=True)
+class Pointwise:
+    """A convolution by kernels of one element: channels in and out, in equal groups; ``dtype`` is that of its sums."""
+
+    positions: DimLike
+    inputs: int
+    outputs: int
+    groups: int
+    dtype: DType
 
 
 def pointwise_tile(target: Target, outputs: int, positions: DimLike, terms: int, dtype: DType) -> Tile:
@@ -48,29 +60,20 @@ def panels_at_once(target: Target, tile: Tile, terms: int, size: int) -> int:
     return max(min(target.l2_bytes // 2 // max(terms * tile.columns * size, 1), _MOST_PANELS), 1)
 
 
-def stays_plain(
-    target: Target,
-    positions: DimLike,
-    inputs: int,
-    outputs: int,
-    groups: int,
-    dtype: DType,
-    block: int,
-    moved: int,
-    packed: int,
-    *,
-    strassen: bool,
-) -> bool:
-    """Whether a pointwise convolution is faster on plain images than in blocks, by the cycles for one image on one core.
+def stays_plain(target: Target, conv: Pointwise, block: int, *, moved: int, packed: int, strassen: bool) -> bool:
+    """Whether a pointwise convolution is faster on plain images than in blocks of ``block`` channels, by the cycles for one image on
+    one core.
 
     ``moved`` and ``packed`` count the channels that change their layout, in memory, around a blocked and around a plain kernel.
+    ``strassen``: Strassen's algorithm may be used in blocks.
     """
-    size = positions if isinstance(positions, int) else PLANNED
-    sums = min(option.cycles for option in _tiles(target, outputs // groups, size, inputs // groups, dtype))
-    plain = groups * sums + size * (inputs * _COPY_CYCLES + packed * _MOVE_CYCLES)
-    whole = -(-outputs // block) * block
-    direct = pointwise_cycles(target, size, inputs // groups, whole, strided=False) * dtype.bytes / 4
+    size = conv.positions if isinstance(conv.positions, int) else PLANNED
+    outputs, terms = conv.outputs // conv.groups, conv.inputs // conv.groups
+    sums = min(option.cycles for option in _tiles(target, outputs, size, terms, conv.dtype))
+    plain = conv.groups * sums + size * (conv.inputs * _COPY_CYCLES + packed * _MOVE_CYCLES)
+    whole = -(-conv.outputs // block) * block
+    blocked = pointwise_cycles(target, size, terms, whole, strided=False) * conv.dtype.bytes / 4
     if strassen:
-        direct = min(direct, strassen_cycles(target, size, inputs, whole))
-    options = Option("blocked", _MARGIN * (direct + size * moved * _MOVE_CYCLES), False), Option("plain", plain, True)
-    return choose("pointwise layout", options)
+        blocked = min(blocked, strassen_cycles(target, size, conv.inputs, whole))
+    blocked += size * moved * _MOVE_CYCLES
+    return choose("pointwise layout", (Option("blocked", _MARGIN * blocked, False), Option("plain", plain, True)))

@@ -3,7 +3,8 @@
 Runs after recognition, when constants are folded and patterns have their final ops, and before fusion, which then
 sees the packed ops and plain data movement. One walk in order: each value exists plain, blocked or both, and an op
 computes in the form its operand has. So packs appear where a plain value enters the blocked part of a model, and
-unpacks where one leaves it; between two convolutions there are none. A target without channel blocks keeps the graph.
+unpacks where one leaves it; between two convolutions there are none. A pointwise convolution of a plain value may stay
+plain. A target without channel blocks keeps the graph.
 
     %y = conv(%x, %w)                       %b = pack(%x); %p = pad(%b)
     %z = map(%y, %y) {fn = "mul"}     -->   %y = conv_blocked(%p, %w'); %z' = map(%y, %y) {fn = "mul"}

@@ -18,7 +18,7 @@ from tcompile.ir.dims import product
 from tcompile.ir.dtypes import F32
 from tcompile.ir.graph import Node, Value
 from tcompile.ir.ops_pointwise import pack_tiles
-from tcompile.ir.pointwise import pointwise_tile, stays_plain
+from tcompile.ir.pointwise import Pointwise, pointwise_tile, stays_plain
 from tcompile.ir.tiles import accumulator_type
 from tcompile.passes.layout_forms import AXIS, Forms
 
@@ -42,13 +42,14 @@ def assign_pointwise(node: Node, weights: np.ndarray, forms: Forms) -> bool:
     wanted = _wanted(node.output, forms)
     moved = _packed_channels(node, forms) + (outputs if Wanted.PLAIN in wanted else 0)
     strassen = forms.winograd and groups == 1 and dtype == F32 and _in_pairs(outputs, forms) and _in_pairs(terms, forms)
-    around = moved, outputs if Wanted.BLOCKED in wanted else 0
-    if not stays_plain(forms.target, positions, x.shape[AXIS], outputs, groups, dtype, forms.block, *around, strassen=strassen):
+    packed = outputs if Wanted.BLOCKED in wanted else 0
+    conv = Pointwise(positions, x.shape[AXIS], outputs, groups, dtype)
+    if not stays_plain(forms.target, conv, forms.block, moved=moved, packed=packed, strassen=strassen):
         return False
     tile = pointwise_tile(forms.target, outputs // groups, positions, terms, dtype)
-    packed = b.constant(pack_tiles(weights.reshape(outputs, terms), groups, tile.rows))
+    tiles = b.constant(pack_tiles(weights.reshape(outputs, terms), groups, tile.rows))
     rows = b.reshape(forms.plain(x), (*x.shape[:2], positions))
-    result = b.emit("conv_pointwise", rows, packed, channels=outputs, dtype=node.attrs["dtype"])
+    result = b.emit("conv_pointwise", rows, tiles, channels=outputs, dtype=node.attrs["dtype"])
     forms.set_plain(node.output, b.reshape(result, node.output.shape))
     return True
 
