@@ -106,8 +106,12 @@ def in_turns(nest: Nest, extent: DimLike, most: int) -> Iterator[DimLike]:
     """A loop over ``extent`` terms, as many a turn as divide it, ``most`` at the utmost: the loop's own operations have no free slot
     beside few FMAs, and the machine foresees the end of loops of few turns."""
     turn = next((k for k in range(min(extent, most), 0, -1) if extent % k == 0), 1) if isinstance(extent, int) else 1
-    with nest.loop(dims.floordiv(extent, turn)) as step, nest.loop(turn, LoopKind.UNROLLED) as term:
-        yield step * turn + term
+    with nest.loop(dims.floordiv(extent, turn)) as step:
+        if turn == 1:
+            yield step
+            return
+        with nest.loop(turn, LoopKind.UNROLLED) as term:
+            yield step * turn + term
 
 
 def words_dot(parts: int) -> Callable[[Expr, Expr, Expr], Expr]:
