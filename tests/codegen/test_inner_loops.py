@@ -70,7 +70,8 @@ def _gathered(b, _):
 LAYERS = {
     "pointwise": (_conv(kernel=1), "pointwise", 10),
     "pointwise in blocks": (_pointwise_in_blocks, "conv", 10),
-    "strided": (_conv(stride=2), "conv", 10),
+    "strided": (_conv(stride=3), "conv", 10),
+    "winograd strided": (_conv(stride=2), "winograd", 8),
     "winograd": (_conv(32), "winograd", 8),
     "winograd of 49 tiles": (_conv(28), "winograd", 8),
     "winograd of few channels": (_conv(28, 24), "winograd", 8),
