@@ -121,10 +121,6 @@ class DirectConv:
         tile = choose("convolution tile", options)
         return tile, tile.vectors // per_block
 
-    def _read_share(self, wide: int) -> float:
-        """The share of the input blocks that bundles of ``wide`` output blocks read."""
-        return 1.0
-
     def _at_bundle(self, bundle: DimLike) -> None:
         """Told of the bundle of each task."""
 
@@ -382,12 +378,6 @@ class BlockedConv(DirectConv):
         parts = [self.reads[k : k + wide] for k in range(0, len(self.reads), wide)]
         bounds = [(min(start for start, _ in part), max(start + size for start, size in part)) for part in parts]
         return [(start, end - start) for start, end in bounds]
-
-    def _read_share(self, wide: int) -> float:
-        if not self.reads:
-            return 1.0
-        bundles = self._bundles_read(wide)
-        return sum(size for _, size in bundles) / (len(bundles) * self.w.shape[1])
 
     def _at_bundle(self, bundle: DimLike) -> None:
         """Sets the input blocks to read."""

@@ -87,7 +87,6 @@ class _Encoder:
             "output_names": list(program.output_names),
             "buffers": [self._buffer(buffer, entry) for buffer in self.buffers],
             "arena": encode_expression(places.arena_bytes),
-            "arena_text": str(places.arena_bytes),
             "arena_bound": dims.upper_bound(places.arena_bytes, program.symbols),
             "kernels": [self._kernel(kernel) for kernel in self.kernels],
             "steps": steps,

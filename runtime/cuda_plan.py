@@ -167,7 +167,6 @@ class CudaPlan:
     output_names: tuple[str, ...]
     buffers: tuple[Buffer, ...]
     arena: Expression
-    arena_text: str
     arena_bound: int | None
     kernels: tuple[Kernel, ...]
     steps: tuple[Step, ...]
@@ -269,7 +268,7 @@ class _Reader:
             name=_text(content["name"]), target=_text(content["target"]), sm=_count(content["sm"], "sm"), symbols=symbols,
             bounds={name: (low, high) for name, *_, low, high in content["symbols"]},
             entry_symbols=entry, inputs=inputs, outputs=outputs, output_names=names, buffers=self.buffers, arena=arena,
-            arena_text=_text(content["arena_text"]), arena_bound=content["arena_bound"], kernels=self.kernels, steps=steps,
+            arena_bound=content["arena_bound"], kernels=self.kernels, steps=steps,
             launches=tuple(self.launches), shares=shares, notes={_text(k): _text(v) for k, v in content["notes"].items()},
             code={_text(k): _text(v) for k, v in content["code"].items()}, ptx=_count(content["ptx"], "ptx"),
             weights_bytes=self.weights, weights_sha256=_text(content["weights_sha256"]),
