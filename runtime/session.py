@@ -66,11 +66,12 @@ class Session:
         weakref.finalize(self, abi.native.tc_session_free, self._handle).atexit = False
         abi.native.tc_session_set_hooks(self._handle, ctypes.addressof(abi.hooks))
         self._names = [spec.name for spec in outputs]
+        ranks = [len(spec.shape) for spec in outputs]
+        self._extents = [(ctypes.c_int64 * rank, ctypes.sizeof(ctypes.c_int64) * sum(ranks[:k])) for k, rank in enumerate(ranks)]
         self._shapes: Shapes | None = None
         self._rows: Rows = {}
         self._pitches = {spec.pitch[1] for spec in (*inputs, *outputs) if spec.pitch is not None}
         self._results: list[tuple[tuple[int, ...], np.dtype] | None] = []  # of outputs; None: growing
-        self._all_static = False
         self._memory = OutputMemory()
         self.fast: Fast = _unprepared  # all outputs of a dict of arrays, in one call; None where these are not as prepared
         self._pointers = (ctypes.c_uint64 * (len(inputs) + len(outputs) + 1))()
@@ -87,14 +88,12 @@ class Session:
         shapes = [array.shape for array in arrays]
         if shapes != self._shapes or self._rows:
             self._prepare(shapes)
-        if not self._all_static:
-            return self.run(arrays, self._names, {})
-        made = [self._memory.empty(shape, dtype) for shape, dtype in self._results]
-        self._pack(self._pointers, 0, *map(abi.reference, arrays), *map(abi.reference, made))
+        made = [None if result is None else self._memory.empty(*result) for result in self._results]
+        self._pack(self._pointers, 0, *map(abi.reference, arrays), *(0 if array is None else abi.reference(array) for array in made))
         status = self._run(*self._arguments)
         if status:
             raise self._failure(status)
-        return dict(zip(self._names, made, strict=True))
+        return {name: self._fetch(k) if made[k] is None else made[k] for k, name in enumerate(self._names)}
 
     def run(
         self, arrays: list[np.ndarray], wanted: Sequence[str], out: Mapping[str, np.ndarray], donated: Set[int] = frozenset()
@@ -180,10 +179,9 @@ class Session:
             raise self._failure(status)
         found = zip(self._output_shapes(), self._outputs, strict=True)
         self._results = [None if spec.growing else (shape, spec.dtype) for shape, spec in found]
-        self._all_static = None not in self._results
         self._memory.prepare([prod(shape) * dtype.itemsize for shape, dtype in filter(None, self._results)])
         self._shapes = shapes
-        if abi.Runner is not None and self._all_static and not self._pitches:
+        if abi.Runner is not None and None not in self._results and not self._pitches:
             self.fast = self._runner(shapes)
 
     def _runner(self, shapes: Shapes) -> Fast:
@@ -193,10 +191,11 @@ class Session:
         return abi.Runner(self._handle, np.ndarray, self._memory.maker, lambda status: session.fail(status), inputs, outputs).run
 
     def _output_shapes(self) -> Shapes:
-        total = sum(len(spec.shape) for spec in self._outputs)
-        start = abi.native.tc_session_output_shapes(self._handle)
-        extents = iter((ctypes.c_int64 * total).from_address(start))
-        return [tuple(next(extents) for _ in spec.shape) for spec in self._outputs]
+        return [self._output_shape(k) for k in range(len(self._outputs))]
+
+    def _output_shape(self, k: int) -> tuple[int, ...]:
+        extents, offset = self._extents[k]
+        return tuple(extents.from_address(abi.native.tc_session_output_shapes(self._handle) + offset))
 
     def _make(self, shape: tuple[int, ...], dtype: np.dtype, spec: TensorSpec, rows: Rows) -> np.ndarray:
         return empty(shape, dtype, spec, rows, self._memory.empty)
@@ -217,7 +216,7 @@ class Session:
 
     def _fetch(self, k: int) -> np.ndarray:
         """A copy of a growing output, whose memory stays the session's."""
-        result = np.empty(self._output_shapes()[k], self._outputs[k].dtype)
+        result = np.empty(self._output_shape(k), self._outputs[k].dtype)
         ctypes.memmove(result.ctypes.data, self._pointers[len(self._inputs) + k], result.nbytes)
         return result
 
