@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tcompile.codegen.access import ravel, unravel
+from tcompile.codegen.cpu_contraction import contraction
 from tcompile.codegen.cpu_epilogue import Epilogue, anchor
 from tcompile.codegen.cpu_split import split_task
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.nest import Nest
 from tcompile.codegen.scalar import cast, compare, const, index_value, op, select
-from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Range, Shape
 from tcompile.ir.dtypes import I32, I64, U16
@@ -306,13 +306,7 @@ def _bytes(low: Expr, high: Expr) -> Expr:
     return op("or", low, op("shl", high, const(16, I32)))
 
 
-@template("conv_bytes")
-@template("fused.conv")
-def bytes_conv(node: Node, scope: Scope, target: Target) -> list[Built] | None:
-    """The kernel of a convolution on bytes, alone or with its epilogue; None for others."""
-    core = anchor(node)
-    if core is None or core.op != "conv_bytes":
-        return None
-    draft = BytesConv(node, scope, target).write()
-    draft.tags["template"] = "conv of bytes"
-    return [Built(*draft.finish())]
+@contraction("conv_bytes", "conv", "conv of bytes")
+def bytes_conv(node: Node, scope: Scope, target: Target) -> Draft:
+    """The kernel of a convolution on bytes, alone or with its epilogue."""
+    return BytesConv(node, scope, target).write()

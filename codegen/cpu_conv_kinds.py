@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from tcompile.codegen.cpu_contraction import contraction
 from tcompile.codegen.cpu_conv import BlockedConv, DirectConv, StemConv
 from tcompile.codegen.cpu_conv_passes import ConvInPasses
 from tcompile.codegen.cpu_conv_rows import ConvByRows, is_by_rows
 from tcompile.codegen.cpu_epilogue import anchor
 from tcompile.codegen.cpu_interleaved import InterleavedConv
 from tcompile.codegen.cpu_paired import PairedConv
-from tcompile.codegen.draft import Scope
+from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.templates import Built, template
 from tcompile.ir.graph import Node
 from tcompile.ir.target import Target
@@ -36,17 +37,13 @@ def _kind(core: Node, node: Node, scope: Scope, target: Target) -> DirectConv:
     return passes if passes.applies() else BlockedConv(node, scope, target, "conv")
 
 
-@template("conv_interleaved")
-@template("fused.conv")
-def interleaved_conv(node: Node, scope: Scope, target: Target) -> list[Built] | None:
-    """The kernel of an interleaved convolution, alone or with its epilogue; None for other convolutions."""
-    core = anchor(node)
-    if core is None or core.op != "conv_interleaved":
-        return None
-    draft = _interleaved_kind(node, scope, target).write()
-    draft.flops *= core.inputs[1].shape[-1]
-    draft.tags["template"] = "interleaved conv"
-    return [Built(*draft.finish())]
+@contraction("conv_interleaved", "conv", "interleaved conv")
+def interleaved_conv(node: Node, scope: Scope, target: Target) -> Draft:
+    """The kernel of an interleaved convolution, alone or with its epilogue."""
+    kind = _interleaved_kind(node, scope, target)
+    draft = kind.write()
+    draft.flops *= kind.core.inputs[1].shape[-1]
+    return draft
 
 
 def _interleaved_kind(node: Node, scope: Scope, target: Target) -> InterleavedConv:

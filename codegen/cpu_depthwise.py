@@ -9,10 +9,9 @@ A vector that is turned inside of groups is one shuffle away from the one in mem
 from __future__ import annotations
 
 from tcompile.codegen.access import ravel
-from tcompile.codegen.cpu_epilogue import anchor
+from tcompile.codegen.cpu_contraction import contraction
 from tcompile.codegen.cpu_kernel_rows import KernelRows, RowAt
-from tcompile.codegen.draft import Scope
-from tcompile.codegen.templates import Built, template
+from tcompile.codegen.draft import Draft, Scope
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.graph import Node
@@ -48,13 +47,7 @@ class DepthwiseConv(KernelRows):
         return self.draft.element(self.x, (at.image, at.block, *self.place_of(at, (*term, tap), position), first + lane))
 
 
-@template("depthwise_blocked")
-@template("fused.conv")
-def depthwise(node: Node, scope: Scope, target: Target) -> list[Built] | None:
-    """The kernel of a depthwise convolution, alone or with its epilogue; None for other convolutions."""
-    core = anchor(node)
-    if core is None or core.op != "depthwise_blocked":
-        return None
-    draft = DepthwiseConv(node, scope, target, "depthwise").write()
-    draft.tags["template"] = "depthwise"
-    return [Built(*draft.finish())]
+@contraction("depthwise_blocked", "conv", "depthwise")
+def depthwise(node: Node, scope: Scope, target: Target) -> Draft:
+    """The kernel of a depthwise convolution, alone or with its epilogue."""
+    return DepthwiseConv(node, scope, target, "depthwise").write()

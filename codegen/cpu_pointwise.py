@@ -13,12 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tcompile.codegen.access import unravel
-from tcompile.codegen.cpu_epilogue import anchor
+from tcompile.codegen.cpu_contraction import contraction
 from tcompile.codegen.cpu_gemm import LINE_BYTES, Gemm, Problem, Right
 from tcompile.codegen.cpu_split import split_task
 from tcompile.codegen.draft import Draft, Scope
 from tcompile.codegen.scalar import cast, compare
-from tcompile.codegen.templates import Built, template
 from tcompile.ir import dims
 from tcompile.ir.dims import DimLike, Shape
 from tcompile.ir.graph import Node
@@ -134,13 +133,7 @@ class PointwiseConv(Gemm):
         return (image, group * self.problem.rows + row, *unravel(column, spatial, ranges))
 
 
-@template("conv_pointwise")
-@template("fused.conv")
-def pointwise(node: Node, scope: Scope, target: Target) -> list[Built] | None:
-    """The kernel of a pointwise convolution of plain images, alone or with its epilogue; None for others."""
-    core = anchor(node)
-    if core is None or core.op != "conv_pointwise":
-        return None
-    draft = PointwiseConv(node, scope, target, "pointwise").write()
-    draft.tags["template"] = "pointwise"
-    return [Built(*draft.finish())]
+@contraction("conv_pointwise", "conv", "pointwise")
+def pointwise(node: Node, scope: Scope, target: Target) -> Draft:
+    """The kernel of a pointwise convolution of plain images, alone or with its epilogue."""
+    return PointwiseConv(node, scope, target, "pointwise").write()
